@@ -1,0 +1,91 @@
+"""Names of every file a run leaves behind, and writing them whole or not at all."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+RESULTS = "results.jsonl"  # one row per evaluation
+EVAL_RESULTS = "eval_results.txt"  # the last evaluation, as the released code wrote it
+TICKETS = "tickets.json"  # sparsity -> mask file and score
+MASK = "mask.pt"  # the mask of a round, in its checkpoint folder
+MASK_INFO_SUFFIX = ".json"  # mask.pt.json: where a mask or perturbed weights come from
+EVENTS = "events"  # TensorBoard events, in a folder of their own
+PREDICTIONS = "predictions_{prefix}.json"
+NBEST = "nbest_predictions_{prefix}.json"
+NULL_ODDS = "null_odds_{prefix}.json"
+RUN = "run.json"  # the arguments of the run that owns the folder, and whether it is finished
+LOCK = ".lock"
+STATE = "state"  # the in-round checkpoint to resume from
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder of the checkpoint taken after optimizer step `step` (the released code's name)."""
+    return f"checkpoint-{step}"
+
+
+@contextlib.contextmanager
+def written_whole(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success rename it to `path`, on an error remove it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    os.chmod(name, 0o666 & ~_umask())
+    temporary = Path(name)
+    try:
+        yield temporary
+        _flush_to_disk(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def folder_written_whole(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it replaces `path`, on an error it is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    os.chmod(temporary, 0o777 & ~_umask())
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _flush_to_disk(file)
+        if path.exists():
+            old = temporary.with_suffix(".old")
+            os.replace(path, old)
+            os.replace(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_json(path: str | os.PathLike, value) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _flush_to_disk(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,80 @@
+"""Tokenized rows of unequal length, kept in flat arrays, and how a batch of them is packed without padding."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass
+class Rows:
+    """`n` tokenized rows, special tokens included, in three flat arrays.
+
+    ids: WordPiece ids of all rows one after another, [tokens]; types: token types (segments), uint8 [tokens];
+    starts: int64 [n + 1], row r is ids[starts[r]:starts[r + 1]].
+    """
+
+    ids: np.ndarray
+    types: np.ndarray
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        span = slice(self.starts[row], self.starts[row + 1])
+        return self.ids[span], self.types[span]
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, int64 [n]."""
+        return np.diff(self.starts)
+
+    @classmethod
+    def from_lists(cls, ids: list[list[int]], types: list[list[int]]) -> "Rows":
+        """Rows from one list of ids and one of token types per row."""
+        starts = np.zeros(len(ids) + 1, dtype=np.int64)
+        np.cumsum([len(row) for row in ids], out=starts[1:])
+        total = int(starts[-1])
+        flat_ids = np.fromiter((i for row in ids for i in row), dtype=np.int32, count=total)
+        flat_types = np.fromiter((t for row in types for t in row), dtype=np.uint8, count=total)
+        return cls(flat_ids, flat_types, starts)
+
+
+@dataclass
+class Packed:
+    """A batch of B rows laid end to end: T = sum(widths) tokens, and what attention needs to keep rows apart.
+
+    ids, types, positions: int64 [1, T]; first: int64 [B], index in T of each row's [CLS];
+    lengths: int64 [B], tokens of each row that are attended to; widths: int64 [B], tokens of each row in T
+    (equal to lengths unless rows are padded); slots: int64 [T], index of each token in the padded [B * W] grid.
+    """
+
+    ids: torch.Tensor
+    types: torch.Tensor
+    positions: torch.Tensor
+    first: torch.Tensor
+    lengths: torch.Tensor
+    slots: torch.Tensor
+    width: int  # W, the longest row's width
+
+    def to(self, device: torch.device) -> "Packed":
+        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        return Packed(**moved, width=self.width)
+
+
+def pack(rows: Rows, indices: np.ndarray, pad_to: int | None = None) -> Packed:
+    """Pack `rows[indices]`; with `pad_to`, every row is padded to that many tokens (the released code's batches)."""
+    lengths = (rows.starts[indices + 1] - rows.starts[indices]).astype(np.int64)
+    widths = lengths if pad_to is None else np.full_like(lengths, pad_to)
+    ends = np.cumsum(widths)
+    first = ends - widths
+    width = int(widths.max())
+    row_of = np.repeat(np.arange(len(indices)), widths)
+    positions = np.arange(int(ends[-1])) - first[row_of]
+    real = positions < lengths[row_of]
+    source = (rows.starts[indices][row_of] + positions)[real]
+    ids, types = np.zeros(len(positions), np.int64), np.zeros(len(positions), np.int64)
+    ids[real], types[real] = rows.ids[source], rows.types[source]
+    arrays = dict(ids=ids[None], types=types[None], positions=positions[None], first=first, lengths=lengths,
+                  slots=row_of * width + positions)
+    return Packed(**{k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}, width=width)
