@@ -3,12 +3,16 @@
 import hashlib
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from utils import files
+
+# what numpy and zipfile raise for archives that are cut short or spoilt
+DAMAGE = (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def digest(*parts: bytes | str | Path) -> str:
@@ -32,9 +36,9 @@ def cached_arrays(
     """
     if path.exists() and not overwrite:
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        except DAMAGE as error:
             print(f"warning: {path}: cache cannot be read ({error}); building it anew", file=sys.stderr)
     arrays = build()
     try:

@@ -17,9 +17,12 @@ EVENTS = "events"  # TensorBoard events, in a folder of their own
 PREDICTIONS = "predictions_{prefix}.json"
 NBEST = "nbest_predictions_{prefix}.json"
 NULL_ODDS = "null_odds_{prefix}.json"
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+               "vocab.txt")  # a Hugging Face folder
+REWIND_WEIGHTS = "rewind_weights.pt"  # theta_i of a run that rewinds to i > 0
 RUN = "run.json"  # the arguments of the run that owns the folder, and whether it is finished
 LOCK = ".lock"
-STATE = "state"  # the in-round checkpoint to resume from
+STATE = "state"  # state-ROUND-STEP.pt: the checkpoint to resume from; state.json: which one, and its digest
 
 
 def checkpoint_name(step: int) -> str:
@@ -89,3 +92,23 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def is_ours(name: str) -> bool:
+    """Whether a run of this project writes a file or folder of this name, so that replacing a run may remove it."""
+    whole = {RESULTS, EVAL_RESULTS, TICKETS, EVENTS, RUN, *MODEL_FILES, REWIND_WEIGHTS, REWIND_WEIGHTS + MASK_INFO_SUFFIX}
+    kinds = ("checkpoint-", "predictions_", "nbest_predictions_", "null_odds_", f"{STATE}-", f"{STATE}.", ".checkpoint-")
+    return name in whole or name.startswith(kinds) or (name.startswith(".") and name.endswith((".tmp", ".old")))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint folders in an output folder, by step."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder under a temporary name, so that no half of it is left under its own."""
+    gone = path.with_name(f".{path.name}.old")
+    os.replace(path, gone)
+    shutil.rmtree(gone)

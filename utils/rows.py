@@ -56,10 +56,11 @@ class Packed:
     lengths: torch.Tensor
     slots: torch.Tensor
     width: int  # W, the longest row's width
+    full: bool  # every row has W attended tokens
 
     def to(self, device: torch.device) -> "Packed":
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        return Packed(**moved, width=self.width)
+        return Packed(**moved, width=self.width, full=self.full)
 
 
 def pack(rows: Rows, indices: np.ndarray, pad_to: int | None = None) -> Packed:
@@ -77,4 +78,16 @@ def pack(rows: Rows, indices: np.ndarray, pad_to: int | None = None) -> Packed:
     ids[real], types[real] = rows.ids[source], rows.types[source]
     arrays = dict(ids=ids[None], types=types[None], positions=positions[None], first=first, lengths=lengths,
                   slots=row_of * width + positions)
-    return Packed(**{k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}, width=width)
+    return Packed(**{k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}, width=width,
+                  full=bool((lengths == width).all()))
+
+
+def by_length(rows: Rows, tokens: int = 8192) -> list[np.ndarray]:
+    """Row numbers in batches of like length, longest first, each of at most `tokens` padded tokens (for evaluation)."""
+    order = np.argsort(-rows.lengths(), kind="stable")
+    batches, begin = [], 0
+    while begin < len(order):
+        size = max(1, tokens // int(rows.lengths()[order[begin]]))
+        batches.append(order[begin : begin + size])
+        begin += size
+    return batches

@@ -1,0 +1,183 @@
+"""Flags that the scripts share, each with one true sentence, and how a script ends when something is wrong."""
+
+import argparse
+import dataclasses
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+import torch
+
+from utils import imp
+from utils.errors import UserError
+from utils.session import Settings
+from utils.training import Recipe
+from utils.watch import LossNotFinite
+
+AS_RELEASED = "do as the released code does where it differs from the paper (the README's Fidelity table)"
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse whose errors are one line on stderr, exit code 2."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+    def error(self, message: str):
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script's main; what the user can mend ends in one line on stderr and exit code 2, without a traceback."""
+    try:
+        main()
+    except (UserError, LossNotFinite) as error:
+        _end(str(error), 2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO):
+            raise
+        _end(f"{error.filename or 'a file'}: {error.strerror}; what was saved before is intact, "
+             "mend it and run the command again", 1)
+
+
+def _end(message: str, code: int) -> None:
+    script = os.path.basename(sys.argv[0])
+    print(f"{script}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    raise SystemExit(code)
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Which BERT."""
+    add = parser.add_argument
+    add("--model_type", default="bert", choices=["bert"], help="the architecture; the paper's is BERT")
+    add("--model_name_or_path", default="bert-base-uncased", help="hub name or local folder of the pre-trained BERT")
+    add("--config_name", default=None, help="hub name or folder of another configuration than the model's own")
+    add("--tokenizer_name", default=None, help="hub name or folder of another vocabulary than the model's own")
+    add("--cache_dir", default=None, help="folder for downloaded models and feature caches, instead of the default places")
+
+
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    """Where the run goes and how it goes on."""
+    add = parser.add_argument
+    add("--output_dir", required=True, help="folder for everything this run writes")
+    add("--overwrite_output_dir", action="store_true",
+        help="replace another or a finished run in --output_dir; an unfinished run of this very command goes on all the same")
+    add("--overwrite_cache", action="store_true", help="build the feature caches anew")
+    add("--should_continue", action="store_true", help="fail unless --output_dir holds a checkpoint of this command")
+    add("--restart", action="store_true", help="begin this run anew even where its checkpoint could go on")
+    add("--checkpoint_minutes", type=float, default=10.0, help="minutes between two checkpoints to resume from (ours)")
+
+
+def add_training_flags(parser: argparse.ArgumentParser, batch: int, rate: float, epochs: float) -> None:
+    """Table 1, with the task's own batch size, learning rate and epochs as defaults."""
+    add = parser.add_argument
+    add("--do_train", action="store_true", help="train")
+    add("--do_eval", action="store_true", help="evaluate: the trained model, or without --do_train the model given")
+    add("--evaluate_during_training", action="store_true", help="evaluate every --logging_steps steps as well")
+    add("--eval_all_checkpoints", action="store_true", help="evaluate every checkpoint in --output_dir not yet evaluated")
+    add("--per_gpu_train_batch_size", type=int, default=batch, help="training rows in a batch, per process")
+    add("--per_gpu_eval_batch_size", type=int, default=8, help="accepted; evaluation sizes its batches by tokens")
+    add("--gradient_accumulation_steps", type=int, default=1, help="batches whose gradients make one optimizer step")
+    add("--learning_rate", type=float, default=rate, help="initial learning rate of AdamW, decaying linearly to zero")
+    add("--weight_decay", type=float, default=0.0, help="AdamW's weight decay, not applied to biases and LayerNorm")
+    add("--adam_epsilon", type=float, default=1e-8, help="AdamW's epsilon")
+    add("--max_grad_norm", type=float, default=1.0, help="norm to which gradients are clipped")
+    add("--warmup_steps", type=int, default=0, help="optimizer steps of linear warm-up")
+    add("--num_train_epochs", type=float, default=epochs, help="passes over the training data, in all rounds together")
+    add("--max_steps", type=int, default=-1, help="optimizer steps in all, instead of --num_train_epochs, if positive")
+    add("--logging_steps", type=int, default=500, help="optimizer steps between two logged points (ours; 0: none)")
+    add("--save_total_limit", type=int, default=None, help="keep the model files of only so many checkpoints; masks stay")
+    add("--seed", type=int, default=42, help="seed of every random draw")
+    add("--no_cuda", action="store_true", help="stay on the CPU")
+    add("--fp16", action="store_true", help="mixed precision with 16-bit floats and loss scaling (GPU)")
+    add("--bf16", action="store_true", help="mixed precision with bfloat16 (ours)")
+    add("--local_rank", type=int, default=-1, help="set by torchrun; leave it alone")
+
+
+def add_ticket_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Which subnetwork is trained, from which weights."""
+    add = parser.add_argument
+    add("--dir", dest="init", choices=["pre", "rand"], required=required, default=None,
+        help="start from the pre-trained weights, or from weights drawn anew by --seed")
+    add("--mask_dir", default=None, help="mask file (or exported ticket) of the subnetwork; left out, the dense model")
+    add("--weight_pertub", default=None, help="file of encoder weights to start from, such as pertub_weight.py writes")
+    add("--save_steps", type=int, default=0, help="optimizer steps between two saved models (ours; 0: only the last)")
+    add("--as_released", action="store_true", help=AS_RELEASED)
+
+
+def add_glue_flags(parser: argparse.ArgumentParser) -> None:
+    """Which GLUE task."""
+    add = parser.add_argument
+    add("--task_name", required=True, help="the GLUE task: CoLA, MNLI, MNLI-MM, MRPC, QNLI, QQP, RTE, SST-2, STS-B or WNLI")
+    add("--data_dir", required=True, help="folder with the task's train.tsv and dev.tsv")
+    add("--max_seq_length", type=int, default=128, help="WordPieces at most in a row, [CLS] and [SEP] included")
+    add("--do_lower_case", action="store_true", help="lower-case the text, as uncased models need")
+
+
+def add_imp_flags(parser: argparse.ArgumentParser) -> None:
+    """How Algorithm 1 goes."""
+    add = parser.add_argument
+    add("--save_steps", type=int, default=None, help="optimizer steps of one IMP round; left out, a tenth of the run")
+    add("--sparsities", type=float, nargs="+", default=None, metavar="S",
+        help="sparsities after the rounds, instead of 0.1 0.2 ... 0.9")
+    add("--rewind_steps", type=int, default=0, help="i: rewind to the weights after i steps of training (theta_i)")
+    add("--no_rewind", action="store_true", help="standard pruning: go on from each round's final weights (Table 3)")
+    add("--as_released", action="store_true", help=AS_RELEASED)
+
+
+def check_training_flags(args: argparse.Namespace) -> None:
+    """Raises UserError naming a flag whose value cannot be."""
+    if not (args.do_train or args.do_eval):
+        raise UserError("nothing to do: give --do_train, --do_eval or both")
+    for flag in ("per_gpu_train_batch_size", "per_gpu_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, flag) < 1:
+            raise UserError(f"--{flag} {getattr(args, flag)} must be at least 1")
+    for flag in ("learning_rate", "num_train_epochs", "max_grad_norm", "adam_epsilon"):
+        if not 0 < getattr(args, flag) < float("inf"):
+            raise UserError(f"--{flag} {getattr(args, flag)} must be a number above 0")
+    if args.fp16 and args.bf16:
+        raise UserError("--fp16 and --bf16 exclude each other; give one")
+
+
+def device(no_cuda: bool) -> torch.device:
+    """The GPU where there is one and --no_cuda is not given."""
+    return torch.device("cuda" if torch.cuda.is_available() and not no_cuda else "cpu")
+
+
+def recipe(args: argparse.Namespace) -> Recipe:
+    """The hyper-parameters that the flags give."""
+    precision = "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32"
+    return Recipe(args.learning_rate, args.per_gpu_train_batch_size, args.gradient_accumulation_steps, args.adam_epsilon,
+                  args.weight_decay, args.max_grad_norm, args.warmup_steps, precision)
+
+
+def total_steps(max_steps: int, epochs: float, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole run: exactly --max_steps if positive, else the epochs'."""
+    return max_steps if max_steps > 0 else max(1, round(epochs * steps_per_epoch))
+
+
+def settings(args: argparse.Namespace) -> Settings:
+    """How the run goes, from the flags that all training scripts share."""
+    return Settings(
+        script=os.path.basename(sys.argv[0]), output_dir=args.output_dir, arguments=dict(sorted(vars(args).items())),
+        overwrite=args.overwrite_output_dir, insist=args.should_continue, restart=args.restart, recipe=recipe(args),
+        device=device(args.no_cuda), seed=args.seed, logging_steps=args.logging_steps,
+        checkpoint_minutes=args.checkpoint_minutes, evaluate=args.do_eval,
+        evaluate_during_training=args.evaluate_during_training, evaluate_checkpoints=args.eval_all_checkpoints,
+        keep_models=args.save_total_limit,
+    )
+
+
+def policy(args: argparse.Namespace, total: int, **released: object) -> imp.Policy:
+    """The rounds of IMP that the flags ask for; `released` is what --as_released changes for this task."""
+    sparsities = tuple(args.sparsities or imp.SPARSITIES)
+    rewind = "none" if args.no_rewind else "theta_i"
+    round_steps = total // 10 if args.save_steps is None else args.save_steps
+    made = imp.Policy(sparsities, round_steps, total, args.rewind_steps, rewind)
+    if args.as_released:
+        made = dataclasses.replace(made, sparsities=tuple(args.sparsities or (*imp.SPARSITIES, 1.0)), last_round=False,
+                                   schedule_over_run=True, data_run_on=True, **released)
+    imp.check_policy(made)
+    return made

@@ -1,0 +1,225 @@
+"""The output folder of one run: who owns it, its results, its checkpoint to resume from."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from utils import files
+from utils.errors import UserError
+
+# Arguments that may change between a run and its continuation: they change no result.
+NEUTRAL = {"overwrite_output_dir", "should_continue", "restart", "overwrite_cache", "cache_dir", "threads",
+           "checkpoint_minutes", "local_rank", "verbose_logging", "per_gpu_eval_batch_size"}
+RESUME_EXIT_CODE = 75  # "temporary failure" of sysexits.h: stopped by a signal, state saved, run the command again
+
+
+class Run:
+    """An output folder held by this process. Use as a context manager: leaving it gives the lock back."""
+
+    def __init__(self, folder: Path, arguments: dict):
+        self.folder, self.arguments = Path(folder), arguments
+        self._lock = None
+        self._began = time.monotonic()
+        self._seconds_before = 0.0
+
+    @classmethod
+    def open(cls, folder: str, arguments: dict, overwrite: bool, insist: bool = False, restart: bool = False) -> "Run":
+        """Take the folder for a run with `arguments`: new, or the unfinished one of the same arguments.
+
+        `overwrite` (--overwrite_output_dir) allows replacing another run's or a finished run's files; `insist`
+        (--should_continue) fails without a checkpoint; `restart` (--restart) never continues. Raises UserError with
+        nothing changed if the folder may not be used.
+        """
+        run = cls(Path(folder), arguments)
+        with run._creating():
+            run._take_lock()
+        try:
+            run._settle(overwrite, insist, restart)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @contextlib.contextmanager
+    def _creating(self):
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            yield
+        except OSError as error:
+            raise UserError(f"--output_dir {self.folder}: cannot be written ({error.strerror}); choose another") from error
+
+    def _take_lock(self) -> None:
+        self._lock = open(self.folder / files.LOCK, "a")  # noqa: SIM115 - held until close
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise UserError(f"--output_dir {self.folder}: another process is writing there; "
+                            "wait for it or choose another folder") from None
+
+    def _settle(self, overwrite: bool, insist: bool, restart: bool) -> None:
+        found = read_json(self.folder / files.RUN)
+        differing = None if found is None else _differing(found.get("arguments", {}), self.arguments)
+        self.finished = bool(found and found.get("finished") and not differing and not overwrite and not restart)
+        if self.finished:
+            return
+        unfinished = found is not None and not found.get("finished") and not differing
+        if insist and not (unfinished and self._pointer()):
+            raise UserError(f"--should_continue: {self.folder} holds no checkpoint of this command to go on from")
+        if unfinished and not restart:
+            return
+        if self._filled() and not overwrite and not (unfinished and restart):
+            why = f"holds a run with other arguments ({', '.join(differing)})" if differing else "is not empty"
+            raise UserError(f"--output_dir {self.folder} {why}; give --overwrite_output_dir to replace it, "
+                            "or another folder")
+        self._clear()
+        self._write_owner(finished=False)
+
+    def _filled(self) -> bool:
+        return any(entry.name != files.LOCK for entry in self.folder.iterdir())
+
+    def _clear(self) -> None:
+        """Remove an earlier run's files, by their names: anything else in the folder stays."""
+        for entry in self.folder.iterdir():
+            if files.is_ours(entry.name):
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+    def _write_owner(self, finished: bool) -> None:
+        files.write_json(self.folder / files.RUN, {"arguments": self.arguments, "finished": finished})
+
+    def finish(self) -> None:
+        """Mark the run finished and drop the checkpoint that it no longer needs."""
+        self._write_owner(finished=True)
+        for old in self.folder.glob(f"{files.STATE}*"):
+            old.unlink()
+
+    def close(self) -> None:
+        """Give the lock back; the folder stays."""
+        if self._lock:
+            if not self._filled():
+                (self.folder / files.LOCK).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self.folder.rmdir()
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def seconds(self) -> float:
+        """Wall time of this run so far, over all its processes."""
+        return self._seconds_before + time.monotonic() - self._began
+
+    def append_result(self, row: dict) -> None:
+        """Add one evaluation to results.jsonl; a line that a crash cut short is ended first."""
+        append_row(self.folder / files.RESULTS, row)
+
+    def results(self) -> list[dict]:
+        """The evaluations so far, oldest first."""
+        return read_rows(self.folder / files.RESULTS)
+
+    def save_state(self, state: dict) -> None:
+        """Keep `state` to resume from: the new file is whole and its digest noted before the old one goes."""
+        results = self.folder / files.RESULTS
+        old = self._pointer()
+        name = f"{files.STATE}-{state['round']}-{state['step']}.pt"
+        if old and old["file"] == name:
+            name = f"{files.STATE}-{state['round']}-{state['step']}b.pt"
+        with files.written_whole(self.folder / name) as temporary:
+            torch.save(state, temporary)
+            with open(temporary, "rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        size = results.stat().st_size if results.exists() else 0
+        files.write_json(self._pointer_path(), {
+            "file": name, "sha256": sha256, "results_bytes": size, "seconds": self.seconds(),
+        })
+        for other in self.folder.glob(f"{files.STATE}-*.pt"):
+            if other.name != name:
+                other.unlink()
+
+    def load_state(self) -> dict | None:
+        """The state to go on from, or None for a run from the start; evaluations after it are taken back."""
+        pointer = self._pointer()
+        if pointer is None:
+            self._take_back_results(0)
+            return None
+        path = self.folder / pointer["file"]
+        try:
+            with open(path, "rb") as file:
+                intact = hashlib.file_digest(file, "sha256").hexdigest() == pointer["sha256"]
+        except OSError:
+            intact = False
+        if not intact:
+            raise UserError(f"{path}: the checkpoint is damaged or gone; give --restart to begin this run anew")
+        self._take_back_results(pointer["results_bytes"])
+        self._seconds_before = pointer["seconds"]
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+    def _take_back_results(self, size: int) -> None:
+        path = self.folder / files.RESULTS
+        if path.exists() and path.stat().st_size > size:
+            os.truncate(path, size)
+
+    def _pointer_path(self) -> Path:
+        return self.folder / f"{files.STATE}.json"
+
+    def _pointer(self) -> dict | None:
+        return read_json(self._pointer_path())
+
+
+def read_json(path: Path) -> dict | None:
+    """The object in a JSON file, None if there is no such file or it is damaged."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def append_row(path: Path, row: dict) -> None:
+    """Append `row` as one JSON line, on a line of its own even after a half-written one."""
+    line = json.dumps(row, ensure_ascii=False) + "\n"
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = "\n" + line
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a results file; a line that is not a row is reported on stderr and left out."""
+    rows = []
+    if not path.exists():
+        return rows
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            print(f"warning: {path}, line {number}: not a whole row; left out", file=sys.stderr)
+    return rows
+
+
+def _differing(old: dict, new: dict) -> list[str]:
+    keys = sorted((old.keys() | new.keys()) - NEUTRAL)
+    return [f"--{key} {old.get(key)} there, {new.get(key)} here" for key in keys if old.get(key) != new.get(key)]

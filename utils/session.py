@@ -1,0 +1,163 @@
+"""A task's run in its output folder, as the scripts' mains share it: IMP, fine-tuning, or evaluation alone."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils import files, finetune, imp, masks, models, report, seeds
+from utils.report import Journal, say
+from utils.run import Run
+from utils.training import Recipe, Trainer
+from utils.watch import Watch
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the flags say of a run, beside the task's own: where it goes, how it trains, what it logs."""
+
+    script: str
+    output_dir: str
+    arguments: dict  # every flag's value, for the results rows and to tell runs apart
+    overwrite: bool
+    insist: bool
+    restart: bool
+    recipe: Recipe
+    device: torch.device
+    seed: int
+    logging_steps: int
+    checkpoint_minutes: float
+    evaluate: bool
+    evaluate_during_training: bool
+    evaluate_checkpoints: bool
+    keep_models: int | None
+
+
+class Evaluator:
+    """Scores the model in training on its task and records the result."""
+
+    def __init__(self, task, model: nn.Module, settings: Settings, journal: Journal):
+        self.task, self.model, self.settings, self.journal = task, model, settings, journal
+        self.last_step: int | None = None
+
+    def __call__(self, step: int, round_: int | None, mask_row: dict, final: bool) -> float:
+        s = self.settings
+        metrics = self.task.evaluate(self.model, s.device, s.recipe.precision, self.journal.run.folder, str(step))
+        row = self.journal.evaluation(step=step, round_=round_, mask=mask_row, metrics=metrics, final=final)
+        self.last_step = step
+        return row["score"]
+
+
+@contextlib.contextmanager
+def _opened(settings: Settings) -> Iterator[Run | None]:
+    """The run's folder, or None where the run is finished already."""
+    s = settings
+    with Run.open(s.output_dir, s.arguments, s.overwrite, s.insist, s.restart) as run:
+        if run.finished:
+            say(f"{s.output_dir}: this run is finished; give --overwrite_output_dir to do it anew")
+            yield None
+        else:
+            yield run
+
+
+def _journal(run: Run, settings: Settings, task, method: str, init: str, init_info: dict | None) -> Journal:
+    base = {"task": task.name, "script": settings.script, "method": method, "init": init, "init_info": init_info,
+            "seed": settings.seed, "args": settings.arguments, "versions": report.versions(),
+            "device": report.describe_device(settings.device)}
+    return Journal(run, base, task.score_key, task.scale)
+
+
+def run_imp(task, model: nn.Module, tokenizer, policy: imp.Policy, settings: Settings, as_released: bool) -> None:
+    """Find tickets (Algorithm 1) in the output folder and print the table of rounds."""
+    s, order = settings, _order(task, settings)
+    with _opened(s) as run:
+        if run is None:
+            return
+        journal = _journal(run, s, task, "imp", "pre", None)
+        trainer = Trainer(model, task, s.recipe, s.device)
+        evaluate = Evaluator(task, model, s, journal) if s.evaluate else (lambda *_: None)
+        tickets = imp.Tickets(run, policy, task.name, tokenizer, evaluate, task.score_key, as_released, s.keep_models)
+
+        def within_round(step: int) -> None:
+            if step % policy.round_steps:  # the end of a round is evaluated in any case
+                tickets.score(step // policy.round_steps, step)
+
+        every = s.logging_steps if s.evaluate and s.evaluate_during_training else 0
+        steps = policy.rounds * policy.round_steps
+        with Watch(trainer, run, journal, steps, s.logging_steps, s.checkpoint_minutes, [(every, within_round)]) as watch:
+            imp.find_tickets(trainer, policy, order, tickets, watch)
+        run.finish()
+        say(_table(task, [row for row in run.results() if row["final"]]))
+
+
+def run_fine_tuning(task, model: nn.Module, tokenizer, ticket: finetune.Ticket, init: str, init_info: dict | None,
+                    total: int, planned: int, save_steps: int, settings: Settings) -> None:
+    """Train the subnetwork in the output folder, evaluate it and print its score."""
+    s, order = settings, _order(task, settings)
+    with _opened(s) as run:
+        if run is None:
+            return
+        journal = _journal(run, s, task, "train", init, init_info)
+        trainer = Trainer(model, task, s.recipe, s.device)
+        evaluate = Evaluator(task, model, s, journal)
+        during = s.logging_steps if s.evaluate and s.evaluate_during_training else 0
+        periodic = [
+            (during, lambda step: evaluate(step, None, ticket.row, step == total)),
+            (save_steps, lambda step: finetune.save_checkpoint(model, tokenizer, run.folder, step, s.keep_models)),
+        ]
+        with Watch(trainer, run, journal, total, s.logging_steps, s.checkpoint_minutes, periodic) as watch:
+            finetune.fine_tune(trainer, total, planned, order, watch)
+            finetune.save_final(model, tokenizer, run.folder)
+            if s.evaluate and evaluate.last_step != total:
+                evaluate(total, None, ticket.row, True)
+        run.finish()
+        say(_table(task, run.results()))
+
+
+def run_evaluation(task, model: nn.Module, ticket: finetune.Ticket, init: str, init_info: dict | None,
+                   settings: Settings) -> None:
+    """Evaluate the model given (or every checkpoint in the output folder) without training; adds rows, replaces none."""
+    s = settings
+    run = Run(Path(s.output_dir), s.arguments)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    journal = _journal(run, s, task, "evaluate", init, init_info)
+    evaluate = Evaluator(task, model.to(s.device), s, journal)
+    found = files.checkpoints(run.folder) if s.evaluate_checkpoints else []
+    before = len(run.results())
+    for folder in found:
+        models.reload(model, str(folder))
+        evaluate(int(folder.name.rpartition("-")[2]), None, ticket.row, True)
+    if not found:
+        evaluate(0, None, ticket.row, True)
+    journal.close()
+    say(_table(task, run.results()[before:]))
+
+
+def _order(task, settings: Settings) -> seeds.Order:
+    r = settings.recipe
+    return seeds.Order(task.train_rows, r.batch_size, r.accumulation, settings.seed)
+
+
+def _table(task, rows: list[dict]) -> str:
+    header = ["round", "step", "sparsity", *(rows[0]["metrics"] if rows else [task.score_key])]
+    cells = [[str(row["round"] or "-"), str(row["step"]), f"{row['sparsity']:.1%}",
+              *(_figure(row["metrics"].get(key)) for key in header[3:])] for row in rows]
+    return report.table(header, cells)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def load_ticket(model: nn.Module, mask_file: str | None) -> finetune.Ticket:
+    """Read the mask file and attach its mask to the model; no file, no mask. Raises UserError naming file and key."""
+    if mask_file is None:
+        return finetune.Ticket(finetune.describe_mask(None, None, None), None)
+    path = Path(mask_file)
+    shapes = {name: module.weight.shape for name, module in masks.prunable(model).items()}
+    mask = masks.load(path, shapes)
+    masks.attach(model, mask)
+    return finetune.Ticket(finetune.describe_mask(path, mask, models.read_info(path)), mask)

@@ -1,0 +1,447 @@
+"""A text file of any size as blocks of WordPieces, read from a memory-mapped cache beside the text."""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import glob
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from utils.cache import digest
+from utils.errors import UserError
+from utils.rows import Rows
+
+CACHE_NAME = "{text}.{tokenizer}.{mode}.ids"  # mode: stream or lines
+PARTIAL_NAME = ".{cache}.partial"  # a cache in the making
+FORMAT = 1  # of the cache; another number makes old caches be built anew
+HEADER_BYTES = 4096  # JSON, padded to a page: rewritten by one write
+PIECE_BYTES = 1 << 15  # of text tokenized at once; larger pieces are no faster and take more memory
+LONGEST_PIECE = 4 << 20  # where the text has no place to cut; tokenizing takes up to 450 bytes of memory a byte
+RECORD_BYTES = 16 << 20  # of text between two records of progress
+SAMPLE_BYTES = 1 << 16
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# BERT's tokenizer looks at each word alone and never joins what these four part (no added token has one inside).
+# Other white space is no such place: a vertical tab, say, is dropped as a control character and joins its neighbours.
+WORD_BREAKS = (b" ", b"\n", b"\r", b"\t")
+LINE_BREAKS = (b"\n", b"\r")
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Examples of at most `block_size` WordPieces, [CLS] and [SEP] included, read from the cache when asked for.
+
+    ids: WordPiece ids of the whole text without special tokens, uint16 or int32 [WordPieces].
+    starts: None where the text is one stream, whose last incomplete block is dropped; else, line by line,
+    int64 [lines + 1]: line r is ids[starts[r]:starts[r + 1]], cut to the block when it is read.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray | None
+    block_size: int
+    cls_id: int
+    sep_id: int
+
+    def __len__(self) -> int:
+        return len(self.ids) // (self.block_size - 2) if self.starts is None else len(self.starts) - 1
+
+    def gather(self, indices: np.ndarray) -> Rows:
+        """The examples `indices` (int64 [n]) as n rows with token types 0, in memory; IndexError outside the text."""
+        indices = np.asarray(indices, dtype=np.int64)
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"examples {indices.min()} to {indices.max()} of {len(self)}")
+        first, last = self._spans(indices)
+        starts = np.zeros(len(indices) + 1, dtype=np.int64)
+        np.cumsum(last - first + 2, out=starts[1:])
+        ids = np.empty(starts[-1], dtype=np.int32)
+        ids[starts[:-1]], ids[starts[1:] - 1] = self.cls_id, self.sep_id
+        for start, end, a, b in zip(starts[:-1], starts[1:], first, last, strict=True):
+            ids[start + 1 : end - 1] = self.ids[a:b]
+        return Rows(ids, np.zeros(len(ids), dtype=np.uint8), starts)
+
+    def rows(self, indices: np.ndarray) -> np.ndarray | list[np.ndarray]:
+        """The examples `indices`: int32 [n, block_size]; line by line, a list of n int32 arrays of unequal length."""
+        gathered = self.gather(indices)
+        if self.starts is None:
+            return gathered.ids.reshape(-1, self.block_size)
+        return [gathered[row][0] for row in range(len(gathered))]
+
+    def _spans(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where in `ids` each example begins and ends, without its special tokens, int64 [n] each."""
+        body = self.block_size - 2
+        if self.starts is None:
+            return indices * body, (indices + 1) * body
+        first = np.asarray(self.starts[indices])
+        return first, np.minimum(self.starts[indices + 1], first + body)
+
+
+def load_blocks(
+    path: Path,
+    tokenizer,
+    block_size: int,
+    line_by_line: bool = False,
+    cache_dir: Path | None = None,
+    overwrite_cache: bool = False,
+    threads: int | None = None,
+) -> Blocks:
+    """Blocks of the UTF-8 text at `path`, cut as the paper's code cuts them (Table 1: block size 512).
+
+    The text is one stream of WordPieces in blocks of `block_size` - 2 within [CLS] and [SEP], the rest dropped; with
+    `line_by_line`, each line that is not blank is one example, cut to the block. `tokenizer`: a BERT tokenizer of
+    transformers. `threads`: pieces of the text tokenized at once, one a core unless given.
+
+    The WordPieces are kept in `cache_dir`, or beside the text, and serve all block sizes. A build that was killed goes
+    on where it last recorded its progress; of several jobs one builds and the others wait. A cache is known by the
+    tokenizer's digest and by the text's size, modification time and samples of its start, middle and end: an edit that
+    changes none of these is not seen, nor is damage inside a cache of the right length (`overwrite_cache` helps).
+
+    UserError: text absent, empty, not UTF-8, shorter than one block, or without breaks; no room for the cache.
+    """
+    path = Path(path)
+    if block_size < 3:
+        raise UserError(f"--block_size {block_size}: must be at least 3: [CLS], one WordPiece and [SEP]")
+    work = _Work.of(path, tokenizer, line_by_line, threads or os.cpu_count() or 1)
+    ids, starts = _arrays(work, Path(cache_dir or path.parent), overwrite_cache)
+    blocks = Blocks(ids, starts, block_size, tokenizer.cls_token_id, tokenizer.sep_token_id)
+    if len(blocks):
+        return blocks
+    if line_by_line:
+        raise UserError(f"{path}: every line is blank; give a text")
+    raise UserError(f"{path}: has {len(ids)} WordPieces, less than one block of --block_size {block_size} "
+                    f"({block_size - 2} WordPieces, [CLS] and [SEP]); give a longer text or a smaller --block_size")
+
+
+# ---- the text and its WordPieces
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A text, how it becomes WordPieces, and the identity that its cache must have (plain JSON values)."""
+
+    path: Path
+    tokenizer: Tokenizer
+    threads: int
+    identity: dict
+
+    @classmethod
+    def of(cls, path: Path, tokenizer, by_lines: bool, threads: int) -> "_Work":
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # a copy: the caller's keeps its settings
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = tokenizer.backend_tokenizer.encode_special_tokens
+        largest = max(backend.get_vocab(with_added_tokens=True).values())
+        identity = {
+            "format": FORMAT,
+            "text": _text_state(path),
+            "tokenizer": digest(backend.to_str(), str(backend.encode_special_tokens)),
+            "by_lines": by_lines,
+            "dtype": "uint16" if largest < 1 << 16 else "int32",
+        }
+        return cls(path, backend, threads, identity)
+
+    def cache_names(self) -> tuple[str, str]:
+        """Name of the cache, and the pattern of those that other tokenizers have."""
+        mode = "lines" if self.identity["by_lines"] else "stream"
+        own = CACHE_NAME.format(text=self.path.name, tokenizer=self.identity["tokenizer"][:8], mode=mode)
+        return own, CACHE_NAME.format(text=glob.escape(self.path.name), tokenizer="?" * 8, mode=mode)
+
+    def encode(self, start: int, piece: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """WordPiece ids of `piece`, which starts at byte `start`; line by line, also how many each line has."""
+        try:
+            text = piece.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.path}: byte {start + error.start} (the first is 0) is not UTF-8; "
+                            "convert the text to UTF-8") from error
+        by_lines, dtype = self.identity["by_lines"], self.identity["dtype"]
+        texts = [line for line in text.splitlines() if line.strip()] if by_lines else [text]
+        lists = [each.ids for each in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        ids = np.concatenate([np.empty(0, dtype), *(np.array(each, dtype) for each in lists)])
+        return ids, np.array([len(each) for each in lists] if by_lines else [], np.int64)
+
+
+def _text_state(path: Path) -> dict:
+    """Size, modification time and a digest of three samples: cheap enough for a 13 GB text at every start."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such text file; --train_data_file and --eval_data_file name the texts")
+    state = path.stat()
+    if state.st_size == 0:
+        raise UserError(f"{path}: is empty; give a text")
+    samples = []
+    with open(path, "rb") as file:
+        for start in (0, state.st_size // 2, max(0, state.st_size - SAMPLE_BYTES)):
+            file.seek(start)
+            samples.append(file.read(SAMPLE_BYTES))
+    return {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "samples": digest(*samples)}
+
+
+def cut_pieces(file: BinaryIO, start: int, piece_bytes: int, breaks: tuple[bytes, ...]) -> Iterator[tuple[int, bytes]]:
+    """(start, bytes) of the pieces of `file` from byte `start` on, each read by `piece_bytes` and cut behind a break.
+
+    A piece without a break grows, up to LONGEST_PIECE (UserError).
+    """
+    file.seek(start)
+    piece = b""
+    while block := file.read(piece_bytes):
+        cut = 1 + max(block.rfind(each) for each in breaks)
+        if cut:
+            yield start, piece + block[:cut]
+            start, piece = start + len(piece) + cut, block[cut:]
+        else:
+            piece += block
+        if len(piece) > LONGEST_PIECE:
+            raise UserError(f"{file.name}: no {'space' if b' ' in breaks else 'line break'} in {len(piece)} bytes "
+                            f"from byte {start} on; put line breaks into the text")
+    if piece:
+        yield start, piece
+
+
+def _encoded(work: _Work, pieces: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(end, ids, lengths) of the pieces in order, tokenized by threads; few wait at a time, so memory stays flat."""
+    waiting, held = deque(), 0
+    with ThreadPoolExecutor(work.threads) as pool:
+        for start, piece in pieces:
+            waiting.append((start + len(piece), len(piece), pool.submit(work.encode, start, piece)))
+            held += len(piece)
+            while held > 2 * work.threads * PIECE_BYTES:
+                end, length, result = waiting.popleft()
+                held -= length
+                yield end, *result.result()
+        for end, _, result in waiting:
+            yield end, *result.result()
+
+
+# ---- the cache: a header, the ids, and where the lines start (of a stream, one 0)
+
+
+def _arrays(work: _Work, folder: Path, overwrite: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """ids and starts from the cache in `folder`, which is built first if need be."""
+    name, all_names = work.cache_names()
+    cache = folder / name
+    if cache.exists() and not overwrite:
+        fault = _fault(cache, work.identity)
+        if fault is None:
+            return _mapped(cache)
+        print(f"{cache}: this cache {fault}; building it anew", file=sys.stderr)
+    elif others := set(folder.glob(all_names)) - {cache}:
+        print(f"{min(others)}: this cache is of another tokenizer; building {name}", file=sys.stderr)
+    return _built(work, cache, overwrite)
+
+
+def _built(work: _Work, cache: Path, overwrite: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Build `cache`, or take it from the job that did so meanwhile; if it cannot be kept, in a temporary folder."""
+    name = PARTIAL_NAME.format(cache=cache.name)
+    with contextlib.ExitStack() as stack:
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            partial = stack.enter_context(_claimed(cache.with_name(name)))
+        except OSError as error:
+            _warn_once(f"{cache.parent}: cannot be written ({error.strerror}); texts are tokenized into a temporary "
+                       "folder, for this run alone; name one that keeps them with --cache_dir")
+            cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wordpieces-"))) / cache.name
+            partial = cache.with_name(name)
+        if overwrite or _fault(cache, work.identity) is not None:
+            _build(work, partial, cache, overwrite)
+        else:
+            partial.unlink(missing_ok=True)
+        return _mapped(cache)  # the mapping outlives the file's name
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _claimed(partial: Path) -> Iterator[Path]:
+    """`partial`, held by this job alone; where the file system has no locks, a name in a folder of this job's own."""
+    while True:
+        with open(partial, "ab") as file:
+            if not _locked(file):
+                break
+            # The job that was waited for may have renamed or removed the file: then the lock is on a thing of the past.
+            if partial.exists() and os.path.samestat(os.fstat(file.fileno()), partial.stat()):
+                yield partial
+                return
+    with tempfile.TemporaryDirectory(prefix=f"{partial.name}-", dir=partial.parent) as own:
+        yield Path(own) / partial.name
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Lock `file`, after the job that has it locked; False where there are no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"{file.name}: waiting for another job that tokenizes this text", file=sys.stderr)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+def _build(work: _Work, partial: Path, cache: Path, anew: bool) -> None:
+    """Tokenize what `partial` lacks of the text and make it `cache`; what cannot become a cache is removed."""
+    with contextlib.closing(_Partial(partial, work.identity, anew)) as building:
+        try:
+            _tokenize(work, building)
+            building.finish(cache)
+        except UserError:
+            building.remove()
+            raise
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            building.remove()
+            needed, free = building.needed(), shutil.disk_usage(cache.parent).free
+            raise UserError(f"{cache.parent}: no room for the WordPieces of {work.path}: about {needed:,} bytes "
+                            f"needed, {free:,} free; make room or name another folder with --cache_dir") from error
+
+
+def _tokenize(work: _Work, building: "_Partial") -> None:
+    recorded, total = building.text_done, work.identity["text"]["bytes"]
+    breaks = LINE_BREAKS if work.identity["by_lines"] else WORD_BREAKS
+    bar = tqdm(total=total, initial=recorded, unit="B", unit_scale=True, desc=f"tokenizing {work.path.name}",
+               leave=False, delay=1)
+    with open(work.path, "rb") as file, bar:
+        for end, ids, lengths in _encoded(work, cut_pieces(file, recorded, PIECE_BYTES, breaks)):
+            building.append(end, ids, lengths)
+            bar.update(end - bar.n)
+            if end - recorded >= RECORD_BYTES:
+                building.record()
+                recorded = end
+    if _text_state(work.path) != work.identity["text"]:
+        raise UserError(f"{work.path}: changed while it was read; start again when it is complete")
+
+
+class _Partial:
+    """A cache in the making: header and ids in one file, starts in another; goes on where its header says."""
+
+    def __init__(self, path: Path, identity: dict, anew: bool):
+        self.paths = (path, path.with_name(f"{path.name}.starts"))
+        for each in self.paths:
+            each.touch()
+        fresh = {"identity": identity, "text_done": 0, "ids": 0, "lines": 0, "complete": 0}
+        self.header = fresh if anew else self._recorded(identity) or fresh
+        self.files = [open(each, "r+b", buffering=0) for each in self.paths]  # noqa: SIM115 - close() closes them
+        for file, size in zip(self.files, _part_sizes(self.header), strict=True):
+            file.truncate(size)  # drops what came after the last record; a new file gets zeros: no header, one start
+            file.seek(size)
+
+    @property
+    def text_done(self) -> int:
+        return self.header["text_done"]
+
+    def append(self, text_done: int, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Add WordPieces, and lines by their lengths: now the first `text_done` bytes of the text are in."""
+        _write(self.files[0], ids.tobytes())
+        _write(self.files[1], (self.header["ids"] + np.cumsum(lengths, dtype=np.int64)).tobytes())
+        self.header["text_done"] = text_done
+        self.header["ids"] += len(ids)
+        self.header["lines"] += len(lengths)
+
+    def record(self) -> None:
+        """Bring it to the disk, the header last: a build that is killed from here on loses nothing of it."""
+        for file in self.files:
+            os.fsync(file.fileno())
+        os.pwrite(self.files[0].fileno(), json.dumps(self.header).encode().ljust(HEADER_BYTES), 0)
+
+    def finish(self, cache: Path) -> None:
+        """Put the starts behind the ids and rename the file to `cache`."""
+        ids, starts = self.files
+        _write(ids, bytes(_layout(self.header)[0] - ids.tell()))
+        starts.seek(0)
+        while chunk := starts.read(1 << 20):
+            _write(ids, chunk)
+        self.header["complete"] = 1
+        self.record()
+        os.fsync(ids.fileno())
+        os.replace(self.paths[0], cache)
+        self.paths[1].unlink()
+
+    def needed(self) -> int:
+        """Bytes of the whole cache, judged by the text so far, or by 4 bytes of text a WordPiece if there is none."""
+        text_bytes = self.header["identity"]["text"]["bytes"]
+        guess = {**self.header, "ids": text_bytes // 4, "lines": 0}
+        if self.text_done:
+            guess |= {key: self.header[key] * text_bytes // self.text_done for key in ("ids", "lines")}
+        return _layout(guess)[1]
+
+    def remove(self) -> None:
+        for each in self.paths:
+            each.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+
+    def _recorded(self, identity: dict) -> dict | None:
+        """The header of a killed build, if it was of this text and tokenizer and what it counts is there."""
+        header = _read_header(self.paths[0])
+        if header is None or header["identity"] != identity:
+            return None
+        sizes = zip(self.paths, _part_sizes(header), strict=True)
+        return header | {"complete": 0} if all(each.stat().st_size >= size for each, size in sizes) else None
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    while data:
+        data = data[file.write(data):]
+
+
+def _part_sizes(header: dict) -> tuple[int, int]:
+    """Bytes of header and ids, and of the starts."""
+    ids_bytes = header["ids"] * np.dtype(header["identity"]["dtype"]).itemsize
+    return HEADER_BYTES + ids_bytes, 8 * (header["lines"] + 1)
+
+
+def _layout(header: dict) -> tuple[int, int]:
+    """Where the starts begin in a complete cache (a multiple of 8), and its size, in bytes."""
+    ids_end, starts_bytes = _part_sizes(header)
+    starts_at = -(-ids_end // 8) * 8
+    return starts_at, starts_at + starts_bytes
+
+
+def _read_header(path: Path) -> dict | None:
+    """The header of a cache, complete or in the making; None if there is none that makes sense."""
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.read(HEADER_BYTES))
+        counts = {key: int(header[key]) for key in ("text_done", "ids", "lines", "complete")}
+        return {"identity": dict(header["identity"]), **counts}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _fault(cache: Path, identity: dict) -> str | None:
+    """Why `cache` is not the one that is wanted; None if it is."""
+    header = _read_header(cache)
+    if header is None:
+        return "is cut short or damaged"
+    if header["identity"].get("tokenizer") != identity["tokenizer"]:
+        return "is of another tokenizer"
+    if header["identity"] != identity:
+        return "is of an earlier state of the text"
+    if not header["complete"] or cache.stat().st_size != _layout(header)[1]:
+        return "is cut short or damaged"
+    return None
+
+
+def _mapped(cache: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """ids and starts of a complete cache, memory-mapped."""
+    header = _read_header(cache)
+    ids = np.memmap(cache, header["identity"]["dtype"], "r", HEADER_BYTES, (header["ids"],))
+    if not header["identity"]["by_lines"]:
+        return ids, None
+    return ids, np.memmap(cache, np.int64, "r", _layout(header)[0], (header["lines"] + 1,))

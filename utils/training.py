@@ -1,0 +1,109 @@
+"""One optimizer step and the loop of steps: forward, backward, clip, AdamW, for any task."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from utils.errors import UserError
+from utils.optim import ReleasedAdamW
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyper-parameters of training; the defaults are Table 1's."""
+
+    learning_rate: float
+    batch_size: int
+    accumulation: int = 1
+    adam_epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    warmup_steps: int = 0
+    precision: str = "fp32"  # or "fp16", "bf16": autocast
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the steps of one round are: their number, the learning rate of each, and the batches of each."""
+
+    steps: int
+    rate: Callable[[int], float]
+    batches: Callable[[int], list[np.ndarray]]
+
+
+class Trainer:
+    """A model in training: its task, optimizer and device.
+
+    `task` gives `train_batch(rows, place)` and `loss(model, batch)`; `place` seeds what the task draws itself.
+    """
+
+    def __init__(self, model: nn.Module, task, recipe: Recipe, device: torch.device):
+        self.model, self.task, self.recipe, self.device = model.to(device), task, recipe, device
+        fp16 = recipe.precision == "fp16"
+        if fp16 and device.type == "cpu":
+            raise UserError("--fp16 needs a GPU; leave it out, or use --bf16")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)
+        self.restart()
+
+    def restart(self) -> None:
+        """A new optimizer, as at the start of every round."""
+        r = self.recipe
+        self.optimizer = ReleasedAdamW(self.model, r.learning_rate, r.adam_epsilon, r.weight_decay)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The precision of the forward pass."""
+        return autocast(self.device, self.recipe.precision)
+
+    def step(self, batches: list[np.ndarray], rate: float, place: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimizer step on the mean loss over `batches`; that loss and the gradient norm before clipping."""
+        self.optimizer.set_lr(rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for number, rows in enumerate(batches):
+            batch = self.task.train_batch(rows, (*place, number)).to(self.device)
+            with self.autocast():
+                loss = self.task.loss(self.model, batch) / len(batches)
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return total, norm
+
+    def train(self, plan: Plan, start: int, place: tuple[int, ...], watch) -> None:
+        """Take the steps `start` to `plan.steps`, telling `watch` of each."""
+        self.model.train()
+        for step in range(start, plan.steps):
+            rate, batches = plan.rate(step), plan.batches(step)
+            loss, norm = self.step(batches, rate, (*place, step))
+            watch.after_step(step + 1, rate, loss, norm, batches)
+
+    def state(self) -> dict:
+        """Everything a later process needs to go on: tensors and plain values only."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "optimizer_steps": self.optimizer.steps,
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state(self, state: dict) -> None:
+        """Put model, masks, optimizer and scaler back in place."""
+        self.model.load_state_dict(state["model"])
+        self.restart()
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.steps = state["optimizer_steps"]
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Autocast to `precision` ("fp32" leaves everything as it is)."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype={"fp16": torch.float16, "bf16": torch.bfloat16}[precision])

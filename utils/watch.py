@@ -1,0 +1,137 @@
+"""What happens between two optimizer steps: loss and progress, evaluation when due, checkpoints, signals to stop."""
+
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+from tqdm import tqdm
+
+from utils import seeds
+from utils.report import Journal
+from utils.run import RESUME_EXIT_CODE, Run
+from utils.training import Trainer
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+GPU_FLUSH = 50  # steps between two looks at the losses on a GPU: each look waits for the device
+
+
+class LossNotFinite(Exception):
+    """The loss became NaN or infinite; the message names step and rows."""
+
+
+class Preempted(SystemExit):
+    """A signal asked the run to stop; its state is saved."""
+
+
+class Watch:
+    """Follows the steps of a run of `total` optimizer steps in all its rounds.
+
+    Every `logging_steps` global steps loss and learning rate go to the journal; `periodic` holds pairs (n, call): each
+    `call(step)` is made every n global steps (never if n is 0).
+    """
+
+    def __init__(self, trainer: Trainer, run: Run, journal: Journal, total: int, logging_steps: int,
+                 checkpoint_minutes: float, periodic: list[tuple[int, Callable[[int], None]]]):
+        self.trainer, self.run, self.journal = trainer, run, journal
+        self.periodic = [(logging_steps, self._log), *periodic]
+        self.checkpoint_seconds = 60 * checkpoint_minutes
+        self.records: list[dict] = []  # loss, learning rate and gradient norm of every step of this process
+        self._pending: list[tuple] = []
+        self._total, self._bar = total, None
+        self._round, self._offset, self._skipped = 0, 0, 0
+        self._began = time.monotonic()
+        self._saved_at = time.monotonic()
+        self._stop: int | None = None
+
+    def __enter__(self) -> "Watch":
+        self._bar = tqdm(total=self._total, unit="step", file=sys.stderr, dynamic_ncols=True, leave=False)
+        self._handlers = {}
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {s: signal.signal(s, self._on_signal) for s in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self.journal.close()
+
+    def _on_signal(self, number, _frame) -> None:
+        self._stop = number
+
+    def begin_round(self, round_: int, offset: int, start: int) -> None:
+        """Steps now belong to `round_`, whose step 0 is global step `offset`; its step `start` is the next to come."""
+        self._round, self._offset = round_, offset
+        self._skipped += offset + start - self._bar.n
+        self._bar.n = offset + start
+        self._bar.set_description(f"round {round_ + 1}", refresh=True)
+
+    def after_step(self, step: int, rate: float, loss: torch.Tensor, norm: torch.Tensor, batches: list) -> None:
+        """Called by the trainer after step `step` of the round (counted from 1), which took the rows in `batches`."""
+        self._pending.append((step, rate, torch.stack((loss.float(), norm.float())), batches))
+        place = self._offset + step
+        calls = [call for every, call in self.periodic if every > 0 and place % every == 0]
+        save = time.monotonic() - self._saved_at > self.checkpoint_seconds
+        if calls or save or self._stop or loss.device.type == "cpu" or len(self._pending) >= GPU_FLUSH:
+            self.flush()
+        self._bar.update()
+        for call in calls:
+            call(place)
+            self.trainer.model.train()
+        if save or self._stop:
+            self.save(self._round, step)
+        self.stop_if_asked()
+
+    def flush(self) -> None:
+        """Look at the losses since the last look: keep them, show the last, stop at one that is not finite."""
+        if not self._pending:
+            return
+        values = torch.stack([pair for _, _, pair, _ in self._pending]).tolist()  # one wait for the device
+        for (step, rate, _, batches), (loss, norm) in zip(self._pending, values, strict=True):
+            if not math.isfinite(loss):
+                rows = ", ".join(str(r) for rows in batches for r in rows)
+                raise LossNotFinite(
+                    f"the loss is {loss} at step {step} of round {self._round + 1} (training rows {rows}); "
+                    "lower --learning_rate; the last good checkpoint is kept"
+                )
+            self.records.append({"loss": loss, "lr": rate, "grad_norm": norm})
+        self._pending.clear()
+        self._bar.set_postfix(loss=f"{self.records[-1]['loss']:.4f}", refresh=False)
+
+    def _log(self, place: int) -> None:
+        recent = self.records[-self.periodic[0][0]:]
+        self.journal.scalar("lr", recent[-1]["lr"], place)
+        self.journal.scalar("loss", sum(r["loss"] for r in recent) / len(recent), place)
+
+    def save(self, round_: int, step: int) -> None:
+        """Keep everything needed to go on after step `step` of `round_`."""
+        self.flush()
+        generators = seeds.generator_state()
+        self.run.save_state({"round": round_, "step": step, "generators": generators, **self.trainer.state()})
+        self._saved_at = time.monotonic()
+
+    def resume(self) -> tuple[int, int] | None:
+        """Put the saved state back; the round and step to go on from, or None if there is none."""
+        state = self.run.load_state()
+        if state is None:
+            return None
+        self.trainer.load_state(state)
+        seeds.set_generator_state(state["generators"])
+        return state["round"], state["step"]
+
+    def stop_if_asked(self) -> None:
+        """End the process if a signal came; the state has just been saved."""
+        if not self._stop:
+            return
+        name = signal.Signals(self._stop).name
+        print(f"{name}: state saved in {self.run.folder}; the same command goes on from here", file=sys.stderr)
+        raise Preempted(RESUME_EXIT_CODE)
+
+    def time_left(self) -> float:
+        """Seconds until the end at the pace of this process so far, evaluations included."""
+        taken = self._bar.n - self._skipped
+        return (self._total - self._bar.n) * (time.monotonic() - self._began) / max(1, taken)
