@@ -1,9 +1,6 @@
 """Find lottery tickets on a GLUE task: iterative magnitude pruning with rewinding (Algorithm 1 of the paper)."""
 
-from pathlib import Path
-
-from utils import cli, glue_data, masks, models, session
-from utils.glue import GlueTask
+from utils import cli, masks, models, session
 from utils.seeds import Order
 
 
@@ -13,7 +10,7 @@ def parse_args():
     cli.add_glue_flags(parser)
     cli.add_model_flags(parser)
     cli.add_output_flags(parser)
-    cli.add_training_flags(parser, batch=32, rate=2e-5, epochs=30.0)
+    cli.add_training_flags(parser, batch=32, rate=2e-5, epochs=30.0, save_steps=cli.ROUND)
     cli.add_imp_flags(parser)
     args = parser.parse_args()
     cli.check_training_flags(args)
@@ -25,14 +22,9 @@ def main():
     settings = cli.settings(args)
 
     # data
-    tokenizer = models.load_tokenizer(args.tokenizer_name or args.model_name_or_path, args.do_lower_case, args.cache_dir)
-    task = GlueTask(glue_data.find_spec(args.task_name), args.max_seq_length if args.as_released else None)
-    task.read(Path(args.data_dir), tokenizer, args.max_seq_length, train=args.do_train, dev=args.do_eval,
-              cache_dir=args.cache_dir and Path(args.cache_dir), overwrite_cache=args.overwrite_cache)
+    config, tokenizer, task = cli.read_glue(args)
 
     # model: theta_0 pre-trained, gamma_0 drawn by the seed
-    config = models.load_config(args.config_name or args.model_name_or_path, args.cache_dir, num_labels=task.labels)
-    models.check_length(config, "--max_seq_length", args.max_seq_length)
     model = models.load_model(task.model_class, args.model_name_or_path, config, args.seed, cache_dir=args.cache_dir)
 
     if not args.do_train:

@@ -1,9 +1,6 @@
 """Train a subnetwork of BERT (or the dense model) on a GLUE task: how the paper scores and transfers its tickets."""
 
-from pathlib import Path
-
-from utils import cli, glue_data, models, session
-from utils.glue import GlueTask
+from utils import cli, models, session
 from utils.seeds import Order
 
 
@@ -14,7 +11,7 @@ def parse_args():
     cli.add_ticket_flags(parser)
     cli.add_model_flags(parser)
     cli.add_output_flags(parser)
-    cli.add_training_flags(parser, batch=32, rate=2e-5, epochs=3.0)
+    cli.add_training_flags(parser, batch=32, rate=2e-5, epochs=3.0, save_steps=cli.SAVE)
     args = parser.parse_args()
     cli.check_training_flags(args)
     return args
@@ -25,14 +22,9 @@ def main():
     settings = cli.settings(args)
 
     # data
-    tokenizer = models.load_tokenizer(args.tokenizer_name or args.model_name_or_path, args.do_lower_case, args.cache_dir)
-    task = GlueTask(glue_data.find_spec(args.task_name), args.max_seq_length if args.as_released else None)
-    task.read(Path(args.data_dir), tokenizer, args.max_seq_length, train=args.do_train, dev=args.do_eval,
-              cache_dir=args.cache_dir and Path(args.cache_dir), overwrite_cache=args.overwrite_cache)
+    config, tokenizer, task = cli.read_glue(args)
 
     # model: pre-trained, drawn anew, or perturbed weights
-    config = models.load_config(args.config_name or args.model_name_or_path, args.cache_dir, num_labels=task.labels)
-    models.check_length(config, "--max_seq_length", args.max_seq_length)
     model = models.load_model(task.model_class, args.model_name_or_path, config, args.seed, args.init, args.cache_dir)
     init, init_info = models.perturb(model, args.weight_pertub, args.init)
 
@@ -47,7 +39,8 @@ def main():
     order = Order(task.train_rows, args.per_gpu_train_batch_size, args.gradient_accumulation_steps, args.seed)
     planned = cli.total_steps(args.max_steps, args.num_train_epochs, order.steps_per_epoch)
     total = planned + (args.as_released and args.max_steps > 0)  # the released loop stops one step late
-    session.run_fine_tuning(task, model, tokenizer, ticket, init, init_info, total, planned, args.save_steps, settings)
+    session.run_fine_tuning(task, model, tokenizer, ticket, init, init_info, total, planned,
+                            args.save_steps or 0, settings)
 
 
 if __name__ == "__main__":

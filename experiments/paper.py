@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from utils.errors import UserError
+
 NAMES = {
     "mnli": "MNLI",
     "qqp": "QQP",
@@ -31,6 +33,7 @@ class Recipe:
     batch: int
     length: int  # WordPieces a row (GLUE), a window (SQuAD) or a block (MLM)
     stride: int = 0  # WordPieces between the starts of two windows, SQuAD only
+    by_steps: bool = False  # told to the scripts as --max_steps, not as --num_train_epochs
 
     def steps(self) -> int:
         """Optimizer steps of one training."""
@@ -52,7 +55,7 @@ RECIPES = {
     "sst-2": _glue(2105),
     "cola": _glue(268),
     "squad": Recipe(rate=3e-5, epochs=2, steps_per_epoch=5541, batch=16, length=384, stride=128),
-    "mlm": Recipe(rate=5e-5, epochs=1, steps_per_epoch=10000, batch=16, length=512),
+    "mlm": Recipe(rate=5e-5, epochs=1, steps_per_epoch=10000, batch=16, length=512, by_steps=True),
 }  # Table 1; for MLM an "epoch" is what the paper trains a round
 
 Score = tuple[float, float | None]  # mean and, where the paper has one, standard deviation, in percent points
@@ -98,7 +101,16 @@ FIGURE2 = {
 }  # source -> target -> score of the 70 % subnetwork minus the full network's
 
 
-def task_key(name: str) -> str:
-    """A task as the user may write it ("STS-B", "sts-b", "stsb") as the rows write it. Raises KeyError if unknown."""
-    bare = name.lower().replace("-", "").replace("_", "")
-    return {task.replace("-", ""): task for task in TASKS}[bare]
+def task_keys(names: list[str] | None) -> tuple[str, ...]:
+    """Tasks as the user writes them ("STS-B", "sts-b", "stsb") as the rows write them; the paper's eleven if None.
+
+    Raises UserError for a name that is no task.
+    """
+    bare = {task.replace("-", ""): task for task in TASKS}
+    keys = []
+    for name in TASKS if names is None else names:
+        key = bare.get(name.lower().replace("-", "").replace("_", ""))
+        if key is None:
+            raise UserError(f"{name!r} is no task of the paper; choose from {', '.join(NAMES.values())}")
+        keys.append(key)
+    return tuple(dict.fromkeys(keys))

@@ -2,10 +2,11 @@
 
 import json
 import math
-import statistics
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+
+import numpy as np
 
 from utils import files
 from utils.errors import UserError
@@ -51,8 +52,8 @@ class Cell:
 
     @classmethod
     def of(cls, scores: list[float], from_rounds: bool = False) -> "Cell":
-        std = statistics.stdev(scores) if len(scores) > 1 else None
-        return cls(statistics.fmean(scores), std, len(scores), from_rounds)
+        std = float(np.std(scores, ddof=1)) if len(scores) > 1 else None
+        return cls(float(np.mean(scores)), std, len(scores), from_rounds)
 
 
 class Results:
@@ -133,6 +134,9 @@ def _wrong(content) -> str | None:
     for key, kind in NEEDED.items():
         if not isinstance(content.get(key), kind) or isinstance(content.get(key), bool):
             return f"{key!r} is {content[key]!r}" if key in content else f"no {key!r}"
+    for key in ("mask_info", "init_info", "args"):
+        if not isinstance(content.get(key), dict | None):
+            return f"{key!r} is {content[key]!r}"
     return None
 
 
@@ -143,8 +147,9 @@ def _row(content: dict, where: str) -> Row:
         task=content["task"], method=content["method"], init=content["init"],
         init_task=init.get("task"), init_rewinding=rewinding_label(init) if "rewind_fraction" in init else None,
         init_seed=init.get("seed"), percent=round(100 * content["sparsity"], 1), source=source,
-        source_task=mask.get("task"), source_seed=None if source.startswith("omp") else mask.get("seed"), rewinding=rewinding_label(found_by),
-        as_released=bool(found_by.get("as_released")), seed=content["seed"], score=float(content["score"]), where=where,
+        source_task=mask.get("task"), source_seed=None if source.startswith("omp") else mask.get("seed"),
+        rewinding=rewinding_label(found_by), as_released=bool(found_by.get("as_released")), seed=content["seed"],
+        score=float(content["score"]), where=where,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python experiments/tables.py` finds utils
 
-from experiments import markup, overlap, paper, results
+from experiments import command, markup, overlap, paper, results
 from experiments.markup import Entry, Table
 from experiments.results import Cell, Results
 from utils import files
@@ -338,17 +338,12 @@ def layout_of(tasks: list[str] | None, sparsity: float | None, with_paper: bool)
     """The layout the user asked for. Raises UserError for an unknown task or a sparsity out of range."""
     if sparsity is not None and not 0 < sparsity < 1:
         raise UserError(f"--sparsity {sparsity:g} must lie between 0 and 1, such as 0.7")
-    try:
-        chosen = tuple(paper.task_key(task) for task in tasks) if tasks else paper.TASKS
-    except KeyError as error:
-        names = ", ".join(paper.NAMES.values())
-        raise UserError(f"--tasks: {error.args[0]!r} is no task; choose from {names}") from None
-    return Layout(chosen, with_paper, None if sparsity is None else round(100 * sparsity, 1))
+    return Layout(paper.task_keys(tasks), with_paper, None if sparsity is None else round(100 * sparsity, 1))
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Write the tables and print them."""
-    args = parse()
+    args = parse(argv)
     layout = layout_of(args.tasks, args.sparsity, not args.no_paper)
     tables, notices = build(args.folder, layout, args.only, args.as_released)
     out = args.out or args.folder / "tables"
@@ -359,8 +354,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    command.run(main)

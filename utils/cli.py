@@ -6,16 +6,20 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from utils import imp
+from utils import glue_data, imp, models, text
 from utils.errors import UserError
+from utils.glue import GlueTask
+from utils.mlm import MlmTask
 from utils.session import Settings
 from utils.training import Recipe
 from utils.watch import LossNotFinite
 
-AS_RELEASED = "do as the released code does where it differs from the paper (the README's Fidelity table)"
+ROUND = "optimizer steps of one IMP round; left out, a tenth of the run"
+SAVE = "optimizer steps between two saved models; left out or 0, only the last is saved (ours)"
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -48,11 +52,11 @@ def _end(message: str, code: int) -> None:
     raise SystemExit(code)
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
+def add_model_flags(parser: argparse.ArgumentParser, default: str | None = "bert-base-uncased") -> None:
     """Which BERT."""
     add = parser.add_argument
     add("--model_type", default="bert", choices=["bert"], help="the architecture; the paper's is BERT")
-    add("--model_name_or_path", default="bert-base-uncased", help="hub name or local folder of the pre-trained BERT")
+    add("--model_name_or_path", default=default, help="hub name or local folder of the pre-trained BERT")
     add("--config_name", default=None, help="hub name or folder of another configuration than the model's own")
     add("--tokenizer_name", default=None, help="hub name or folder of another vocabulary than the model's own")
     add("--cache_dir", default=None, help="folder for downloaded models and feature caches, instead of the default places")
@@ -70,8 +74,8 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint_minutes", type=float, default=10.0, help="minutes between two checkpoints to resume from (ours)")
 
 
-def add_training_flags(parser: argparse.ArgumentParser, batch: int, rate: float, epochs: float) -> None:
-    """Table 1, with the task's own batch size, learning rate and epochs as defaults."""
+def add_training_flags(parser: argparse.ArgumentParser, batch: int, rate: float, epochs: float, save_steps: str) -> None:
+    """Table 1, with the task's own batch size, learning rate and epochs as defaults; `save_steps` explains that flag."""
     add = parser.add_argument
     add("--do_train", action="store_true", help="train")
     add("--do_eval", action="store_true", help="evaluate: the trained model, or without --do_train the model given")
@@ -88,11 +92,14 @@ def add_training_flags(parser: argparse.ArgumentParser, batch: int, rate: float,
     add("--num_train_epochs", type=float, default=epochs, help="passes over the training data, in all rounds together")
     add("--max_steps", type=int, default=-1, help="optimizer steps in all, instead of --num_train_epochs, if positive")
     add("--logging_steps", type=int, default=500, help="optimizer steps between two logged points (ours; 0: none)")
+    add("--save_steps", type=int, default=None, help=save_steps)
     add("--save_total_limit", type=int, default=None, help="keep the model files of only so many checkpoints; masks stay")
     add("--seed", type=int, default=42, help="seed of every random draw")
     add("--no_cuda", action="store_true", help="stay on the CPU")
     add("--fp16", action="store_true", help="mixed precision with 16-bit floats and loss scaling (GPU)")
     add("--bf16", action="store_true", help="mixed precision with bfloat16 (ours)")
+    add("--as_released", action="store_true",
+        help="do as the released code does where it differs from the paper (the README's Fidelity table)")
     add("--local_rank", type=int, default=-1, help="set by torchrun; leave it alone")
 
 
@@ -103,8 +110,6 @@ def add_ticket_flags(parser: argparse.ArgumentParser, required: bool = True) -> 
         help="start from the pre-trained weights, or from weights drawn anew by --seed")
     add("--mask_dir", default=None, help="mask file (or exported ticket) of the subnetwork; left out, the dense model")
     add("--weight_pertub", default=None, help="file of encoder weights to start from, such as pertub_weight.py writes")
-    add("--save_steps", type=int, default=0, help="optimizer steps between two saved models (ours; 0: only the last)")
-    add("--as_released", action="store_true", help=AS_RELEASED)
 
 
 def add_glue_flags(parser: argparse.ArgumentParser) -> None:
@@ -116,15 +121,94 @@ def add_glue_flags(parser: argparse.ArgumentParser) -> None:
     add("--do_lower_case", action="store_true", help="lower-case the text, as uncased models need")
 
 
+def add_squad_flags(parser: argparse.ArgumentParser) -> None:
+    """Which questions, and how they are cut into windows and answered."""
+    add = parser.add_argument
+    add("--train_file", default=None, help="SQuAD JSON to train on")
+    add("--predict_file", default=None, help="SQuAD JSON to evaluate on")
+    add("--max_seq_length", type=int, default=384, help="WordPieces at most in a window, question and special tokens included")
+    add("--doc_stride", type=int, default=128, help="WordPieces between the starts of two windows of one context")
+    add("--max_query_length", type=int, default=64, help="WordPieces at most of a question; the rest is cut")
+    add("--do_lower_case", action="store_true", help="lower-case the text, as uncased models need")
+    add("--n_best_size", type=int, default=20, help="answers in the n-best list, and logits looked at for it")
+    add("--max_answer_length", type=int, default=30, help="WordPieces at most in an answer")
+    add("--version_2_with_negative", action="store_true", help="SQuAD 2.0: some questions have no answer")
+    add("--null_score_diff_threshold", type=float, default=0.0,
+        help="SQuAD 2.0: no answer where its score is ahead of the best answer's by more than this")
+    add("--verbose_logging", action="store_true", help="tell of answers widened to whole words and of questions without any")
+    add("--threads", type=int, default=os.cpu_count() or 1, help="threads of the tokenizer (ours: all cores)")
+
+
+def add_mlm_flags(parser: argparse.ArgumentParser) -> None:
+    """Which text, and how it is cut and masked."""
+    add = parser.add_argument
+    add("--train_data_file", default=None, help="UTF-8 text to train on, of any size")
+    add("--eval_data_file", default=None, help="UTF-8 text to evaluate on")
+    add("--mlm", action="store_true", help="masked language modelling, the only training that BERT has; must be given")
+    add("--mlm_probability", type=float, default=0.15, help="fraction of the tokens to predict")
+    add("--block_size", type=int, default=None,
+        help="WordPieces in a block, [CLS] and [SEP] included; left out, 512 or the model's positions if fewer")
+    add("--line_by_line", action="store_true", help="make each line a row of its own instead of cutting one stream")
+    add("--threads", type=int, default=os.cpu_count() or 1, help="threads of the tokenizer (ours: all cores)")
+
+
+def check_mlm_flags(args: argparse.Namespace) -> None:
+    """Raises UserError naming the MLM flag that is missing or wrong."""
+    if not args.mlm:
+        raise UserError("BERT is trained on masked language modelling: give --mlm")
+    if not 0 < args.mlm_probability < 1:
+        raise UserError(f"--mlm_probability {args.mlm_probability} must lie between 0 and 1")
+    for flag, file in (("do_train", "train_data_file"), ("do_eval", "eval_data_file")):
+        if getattr(args, flag) and getattr(args, file) is None:
+            raise UserError(f"--{flag} needs --{file}, the text to read")
+    if args.model_name_or_path is None and not (args.config_name and args.tokenizer_name):
+        raise UserError("give --model_name_or_path, or --config_name and --tokenizer_name to start from random weights")
+
+
+def mlm_source(args: argparse.Namespace):
+    """Configuration and tokenizer of the MLM scripts, which may come without a model."""
+    config = models.load_config(args.config_name or args.model_name_or_path, args.cache_dir)
+    tokenizer = models.load_tokenizer(args.tokenizer_name or args.model_name_or_path, None, args.cache_dir)
+    models.check_vocabulary(config, tokenizer)
+    return config, tokenizer
+
+
+def read_text(args: argparse.Namespace, task: MlmTask, config) -> None:
+    """Read the texts that the flags ask for into `task`."""
+    size = args.block_size or min(512, config.max_position_embeddings)
+    models.check_length(config, "--block_size", size)
+
+    def load(file: str):
+        return text.load_blocks(file, task.tokenizer, size, args.line_by_line, args.cache_dir, args.overwrite_cache,
+                                args.threads)
+
+    if args.do_train:
+        task.train = load(args.train_data_file)
+    if args.do_eval:
+        task.dev = load(args.eval_data_file)
+
+
+def read_glue(args: argparse.Namespace):
+    """Configuration, tokenizer and task of the GLUE scripts, its data read."""
+    spec = glue_data.find_spec(args.task_name)
+    task = GlueTask(spec, args.max_seq_length if args.as_released else None)
+    source = args.model_name_or_path
+    config = models.load_config(args.config_name or source, args.cache_dir, num_labels=task.labels)
+    models.check_length(config, "--max_seq_length", args.max_seq_length)
+    tokenizer = models.load_tokenizer(args.tokenizer_name or source, args.do_lower_case, args.cache_dir)
+    models.check_vocabulary(config, tokenizer)
+    task.read(Path(args.data_dir), tokenizer, args.max_seq_length, train=args.do_train, dev=args.do_eval,
+              cache_dir=args.cache_dir and Path(args.cache_dir), overwrite_cache=args.overwrite_cache)
+    return config, tokenizer, task
+
+
 def add_imp_flags(parser: argparse.ArgumentParser) -> None:
     """How Algorithm 1 goes."""
     add = parser.add_argument
-    add("--save_steps", type=int, default=None, help="optimizer steps of one IMP round; left out, a tenth of the run")
     add("--sparsities", type=float, nargs="+", default=None, metavar="S",
         help="sparsities after the rounds, instead of 0.1 0.2 ... 0.9")
     add("--rewind_steps", type=int, default=0, help="i: rewind to the weights after i steps of training (theta_i)")
     add("--no_rewind", action="store_true", help="standard pruning: go on from each round's final weights (Table 3)")
-    add("--as_released", action="store_true", help=AS_RELEASED)
 
 
 def check_training_flags(args: argparse.Namespace) -> None:

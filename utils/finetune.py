@@ -32,7 +32,7 @@ def fine_tune(trainer: Trainer, total: int, planned: int, order: seeds.Order, wa
     if done == 0:
         seeds.seed_round(order.seed, 0)
     rate = linear_schedule(trainer.recipe.learning_rate, planned, trainer.recipe.warmup_steps)
-    trainer.train(Plan(total, rate, lambda step: order.batches(0, step)), done, (0,), watch)
+    trainer.train(Plan(total, rate, lambda step: order.batches(0, step)), done, (order.seed, 0), watch)
     watch.flush()
 
 

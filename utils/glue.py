@@ -22,9 +22,6 @@ class GlueBatch:
     labels: torch.Tensor
     total: int  # rows of the whole batch, over all processes
 
-    def to(self, device: torch.device) -> "GlueBatch":
-        return GlueBatch(self.packed.to(device), self.labels.to(device), self.total)
-
 
 class GlueTask:
     """One GLUE task read from its folder.
@@ -61,10 +58,10 @@ class GlueTask:
     def train_rows(self) -> int:
         return len(self.train[0])
 
-    def train_batch(self, rows: np.ndarray, place: tuple[int, ...]) -> GlueBatch:
+    def train_batch(self, rows: np.ndarray, place: tuple[int, ...], device: torch.device) -> GlueBatch:
         """The batch of these training rows; nothing in it is random, so `place` is not used."""
         features, labels = self.train
-        return GlueBatch(pack(features, rows, self.pad_to), torch.from_numpy(labels[rows]), len(rows))
+        return GlueBatch(pack(features, rows, self.pad_to).to(device), torch.from_numpy(labels[rows]).to(device), len(rows))
 
     def logits(self, model: nn.Module, packed: Packed) -> torch.Tensor:
         """[B, labels]"""

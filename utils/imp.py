@@ -97,8 +97,8 @@ def find_tickets(trainer: Trainer, policy: Policy, order: seeds.Order, tickets: 
             seeds.seed_round(order.seed, round_)
         plan = policy.plan(round_, trainer.recipe, order)
         if round_ == 0 and 0 < policy.rewind_steps >= start:
-            theta, start = _train_to_theta_i(trainer, policy, plan, start, tickets, watch)
-        trainer.train(plan, start, (round_,), watch)  # train m * theta_i, gamma_i to step t
+            theta, start = _train_to_theta_i(trainer, policy, plan, start, order.seed, tickets, watch)
+        trainer.train(plan, start, (order.seed, round_), watch)  # train m * theta_i, gamma_i to step t
         watch.flush()
         score = tickets.score(round_)
         with tickets.checkpoint(round_) as folder:
@@ -115,9 +115,10 @@ def find_tickets(trainer: Trainer, policy: Policy, order: seeds.Order, tickets: 
     return tickets.entries
 
 
-def _train_to_theta_i(trainer: Trainer, policy: Policy, plan: Plan, start: int, tickets: "Tickets", watch: Watch):
+def _train_to_theta_i(trainer: Trainer, policy: Policy, plan: Plan, start: int, seed: int, tickets: "Tickets",
+                      watch: Watch):
     """Train theta_0, gamma_0 to step i, keep theta_i and gamma_i, and go on with a new optimizer, as later rounds do."""
-    trainer.train(Plan(policy.rewind_steps, plan.rate, plan.batches), start, (0,), watch)
+    trainer.train(Plan(policy.rewind_steps, plan.rate, plan.batches), start, (seed, 0), watch)
     theta = masks.snapshot(trainer.model)
     tickets.save_theta(theta)
     trainer.restart()

@@ -272,3 +272,10 @@ def reload(model: nn.Module, folder: str) -> None:
     own = model.state_dict()
     values = {name: plain[name.replace("weight_orig", "weight")] for name in own if not name.endswith(masks.SUFFIX)}
     model.load_state_dict(values, strict=False)
+
+
+def check_vocabulary(config: BertConfig, tokenizer: BertTokenizer) -> None:
+    """Raises UserError if the tokenizer has WordPieces that the model has no embedding for."""
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(f"--tokenizer_name: the vocabulary has {len(tokenizer)} WordPieces, the model's embeddings only "
+                        f"{config.vocab_size}; give the vocabulary that belongs to the model")

@@ -21,12 +21,13 @@ WORD = re.compile("[^ \t\r\n\u202f]+")  # what the 2020 code takes for a word of
 _VERSION_2 = re.compile(r"v?2(\.|$)")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _CHUNK = 1000  # texts tokenized at a time: bounds the memory of the tokenizer's Python lists
-_CACHE_VERSION = "squad-1"  # part of every cache's key: change it when windows come out differently
+CACHE = "cached_{split}_squad_{max_length}_{digest}.npz"
+CACHE_FORMAT = "squad windows 1"  # another text makes every older cache void
 
 
 @dataclass(frozen=True)
 class SquadExample:
-    """One question; `answers` are (text, index of its first character in `context`), none if it is impossible."""
+    """One question; `answers` are (text, index of its first character in `context`), none if `is_impossible`."""
 
     id: str
     question: str
@@ -89,10 +90,10 @@ def load(
     """
     path = Path(path)
     examples = read_squad(path, v2)
-    kind = "train" if training else "dev"
-    settings = f"{kind} {max_seq_length} {doc_stride} {max_query_length}"
-    key = digest(_CACHE_VERSION, path, _tokenizer_state(tokenizer), settings)
-    cache = Path(cache_dir or path.parent) / f"cached_{kind}_squad_{max_seq_length}_{key}.npz"
+    split = "train" if training else "dev"
+    settings = f"{split} {max_seq_length} {doc_stride} {max_query_length}"
+    key = digest(CACHE_FORMAT, path, _tokenizer_state(tokenizer), settings)
+    cache = Path(cache_dir or path.parent) / CACHE.format(split=split, max_length=max_seq_length, digest=key)
 
     def build() -> dict[str, np.ndarray]:
         return windows(examples, tokenizer, max_seq_length, doc_stride, max_query_length, training, threads,
@@ -112,8 +113,9 @@ def load(
 def read_squad(path: str | os.PathLike, v2: bool) -> list[SquadExample]:
     """Every question of a SQuAD v1.1 file, or with `v2` of a v2.0 (or v1.1) file, in the file's order.
 
-    UserError: no such file, not UTF-8, not JSON, not of SQuAD's form, no questions, a v2.0 file without `v2`, a question
-    without id or with the id of another, an answerable one without answers, an answer that starts outside its context.
+    UserError: no such file, not UTF-8, not JSON, not of SQuAD's form, no questions, a v2.0 file without `v2`,
+    a question without id or with the id of another, an answerable one without answers, an answer that starts outside
+    its context. Whether an answer's text is found at its start is for `windows` to see.
     """
     document = _read_json(Path(path))
     if not v2 and _VERSION_2.match(str(document.get("version"))):
@@ -234,7 +236,8 @@ def _with_marks(text: str, spans: np.ndarray) -> np.ndarray:
 def _tokenizer_state(tokenizer) -> str:
     """What decides the ids: all of the tokenizer but the truncation and padding that its last call left set."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    return json.dumps({key: state[key] for key in state.keys() - {"truncation", "padding"}}, sort_keys=True)
+    kept = {key: state[key] for key in state.keys() - {"truncation", "padding"}}
+    return json.dumps([kept, tokenizer.cls_token_id, tokenizer.sep_token_id], sort_keys=True)
 
 
 # ---- windows
@@ -248,8 +251,8 @@ def windows(
 
     A question is cut to its first `max_query_length` tokens. A context without tokens gets no window, and in training
     neither does a question whose (first) answer's text disagrees with its place, as in the released code.
-    `tokenizer` is a fast one; `threads`: those the tokenizers library may use, unless it ran in parallel before in this
-    process (the rest takes one). UserError: a stride of 0, or not smaller than the room beside the longest question.
+    `tokenizer` is a fast one. `threads`: those the tokenizers library may use; it heeds the first value a process gives
+    it. The rest takes one. UserError: `doc_stride` below 1 or not smaller than the room beside the longest question.
     """
     os.environ["RAYON_NUM_THREADS"] = str(max(1, threads))
     _check_positive("--max_query_length", max_query_length)
@@ -262,24 +265,30 @@ def windows(
     answer_first, answer_last, skipped = _answer_spans(examples, tokens, context_of, tokenizer, training, progress)
 
     sizes = np.where(skipped, 0, np.diff(tokens.starts)[context_of])
-    room = max_seq_length - 3 - question_sizes
-    counts = np.where(sizes > 0, 1 + np.maximum(0, -((room - sizes) // doc_stride)), 0)
-    example = np.repeat(np.arange(len(examples)), counts)
-    offset = (np.arange(len(example)) - np.repeat(np.cumsum(counts) - counts, counts)) * doc_stride
-    width = np.minimum(sizes[example] - offset, room[example])  # context tokens in each window
+    example, offset, width = _layout(sizes, max_seq_length - 3 - question_sizes, doc_stride)
     first = question_sizes[example] + 2
     base = tokens.starts[context_of[example]] + offset
     inside = (answer_first[example] >= offset) & (answer_last[example] < offset + width)
     start = np.where(inside, answer_first[example] - offset + first, 0)
     end = np.where(inside, answer_last[example] - offset + first, 0)
-    small = {name: array.astype(np.int32) for name, array in
-             {"example": example, "first": first, "start": start, "end": end}.items()}
     rows = _rows(questions, tokens, example, first, base, width, tokenizer)
     continues = np.array([piece.startswith("##") for piece in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))])
+    small = dict(example=example, first=first, start=start, end=end, skipped=np.flatnonzero(skipped))
     return SquadWindows(
-        rows=rows, base=base, **small, max_context=_max_context(rows, example, first, offset, width),
+        rows=rows, base=base, max_context=_max_context(rows, example, first, offset, width),
         char_start=tokens.char_start, char_end=tokens.char_end, inside_word=continues[tokens.ids],
-        skipped=np.flatnonzero(skipped).astype(np.int32))
+        **{name: array.astype(np.int32) for name, array in small.items()})
+
+
+def _layout(sizes: np.ndarray, room: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Question, first context token and number of context tokens of every window, int64 [W].
+
+    sizes, room: tokens of each question's context, and how many of them a window of it holds.
+    """
+    counts = np.where(sizes > 0, 1 + np.maximum(0, -((room - sizes) // stride)), 0)
+    example = np.repeat(np.arange(len(sizes)), counts)
+    offset = (np.arange(len(example)) - np.repeat(np.cumsum(counts) - counts, counts)) * stride
+    return example, offset, np.minimum(sizes[example] - offset, room[example])
 
 
 def _check_positive(flag: str, value: int) -> None:
@@ -331,7 +340,7 @@ def _max_context(
 
 
 def _best_window(offset: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """For each token of a context, the first window with the most text on its poorer side, ties going to longer ones."""
+    """For each token of a context, the window with the most text on its poorer side; ties: the longer, then first."""
     if len(offset) == 1:
         return np.zeros(width[0], dtype=np.int64)
     left = np.arange(offset[-1] + width[-1]) - offset[:, None]

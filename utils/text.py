@@ -275,6 +275,7 @@ def _claimed(partial: Path) -> Iterator[Path]:
             if partial.exists() and os.path.samestat(os.fstat(file.fileno()), partial.stat()):
                 yield partial
                 return
+    partial.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{partial.name}-", dir=partial.parent) as own:
         yield Path(own) / partial.name
 

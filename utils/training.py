@@ -38,7 +38,8 @@ class Plan:
 class Trainer:
     """A model in training: its task, optimizer and device.
 
-    `task` gives `train_batch(rows, place)` and `loss(model, batch)`; `place` seeds what the task draws itself.
+    `task` gives `train_batch(rows, place, device)` and `loss(model, batch)`; `place` (seed, round, step, batch) seeds what
+    the task draws itself.
     """
 
     def __init__(self, model: nn.Module, task, recipe: Recipe, device: torch.device):
@@ -64,7 +65,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for number, rows in enumerate(batches):
-            batch = self.task.train_batch(rows, (*place, number)).to(self.device)
+            batch = self.task.train_batch(rows, (*place, number), self.device)
             with self.autocast():
                 loss = self.task.loss(self.model, batch) / len(batches)
             self.scaler.scale(loss).backward()

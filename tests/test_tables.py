@@ -1,0 +1,309 @@
+"""Tables from synthetic results: every number in a cell is worked out by hand here."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from results_tree import OMP_INFO, mask_info, row, small_mask, trainings, write_rows
+
+from experiments import overlap, paper, results, tables
+from experiments.results import Cell
+from utils import masks
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def layout(*tasks: str, with_paper: bool = True, sparsity: float | None = None) -> tables.Layout:
+    return tables.Layout(tasks or paper.TASKS, with_paper, sparsity)
+
+
+def shown(table, label: str, column: str) -> str:
+    """The text of the cell in the first row called `label`."""
+    entries = next(entries for name, entries in table.rows if name == label)
+    return entries[table.header.index(column) - 1].show(table.digits)
+
+
+def under(table, label: str) -> list[str]:
+    """The row below the one called `label` (the paper's)."""
+    place = [name for name, _ in table.rows].index(label)
+    name, entries = table.rows[place + 1]
+    assert name == "  paper"
+    return [entry.show(table.digits) for entry in entries]
+
+
+def imp(task: str, sparsity: float, **more):
+    return lambda seed: mask_info(task, sparsity, seed, **more)
+
+
+@pytest.fixture
+def stsb(tmp_path) -> Path:
+    """STS-B over three seeds: dense, IMP at 50 %, rounds of IMP, all controls."""
+    rows = trainings("sts-b", [88.0, 88.4, 88.8])
+    rows += trainings("sts-b", [87.9, 88.1, 88.3], imp("sts-b", 0.5))
+    for sparsity, scores in ((0.4, [88.5, 88.6, 88.7]), (0.5, [1.0, 2.0, 3.0]), (0.6, [87.9, 88.0, 88.1]),
+                             (0.7, [80.0, 80.0, 80.0])):
+        rows += trainings("sts-b", scores, imp("sts-b", sparsity), method="imp")
+    rows += trainings("sts-b", [20.0, 22.0], imp(None, 0.5, method="random"))
+    rows += trainings("sts-b", [9.0], imp("sts-b", 0.5), init="rand")
+    rows += trainings("sts-b", [18.0, 20.0], imp("sts-b", 0.5), init="layers", init_info={"mode": "layers", "seed": 1})
+    rows += trainings("sts-b", [86.0, 87.0], lambda seed: OMP_INFO | {"sparsity": 0.5})
+    write_rows(tmp_path / "sts-b" / "all", rows)
+    return tmp_path
+
+
+def test_table2_means_deviations_and_seeds(stsb):
+    table = tables.table2(results.read(stsb), layout("sts-b", "mnli"))
+    assert shown(table, "sparsity, %", "STS-B") == "50"
+    assert shown(table, "full network f(x, theta_0)", "STS-B") == "88.4 ± 0.4 (3)"
+    assert shown(table, "IMP f(x, m_IMP, theta_0)", "STS-B") == "88.1 ± 0.2 (3)"
+    assert shown(table, "random mask f(x, m_RP, theta_0)", "STS-B") == "21.0 ± 1.4 (2)"
+    assert shown(table, "random weights f(x, m_IMP, theta_0')", "STS-B") == "9.0 (1)"
+    assert shown(table, "layers shuffled f(x, m_IMP, theta_0'')", "STS-B") == "19.0 ± 1.4 (2)"
+    assert shown(table, "elements shuffled f(x, m_IMP, theta_0'')", "STS-B") == "-"
+    assert shown(table, "one-shot f(x, m_OMP, theta_0)", "STS-B") == "86.5 ± 0.7 (2)"
+    assert {entries[1].show(1) for name, entries in table.rows if "f(x" in name} == {"-"}  # MNLI has no run
+    assert under(table, "full network f(x, theta_0)") == ["88.4 ± 0.3", "82.4 ± 0.5"]
+    assert under(table, "elements shuffled f(x, m_IMP, theta_0'')") == ["19.6", "70.1"]
+
+
+def test_both_rules_are_printed_and_differ_where_they_should(stsb):
+    table = tables.table2(results.read(stsb), layout("sts-b"))
+    assert shown(table, "IMP wins by the full network's deviation", "STS-B") == "yes"  # 88.1 >= 88.4 - 0.4
+    assert shown(table, "IMP wins by the ticket's deviation", "STS-B") == "no"  # 88.1 + 0.2 < 88.4
+    assert shown(table, "sparsest winning ticket, %, by the full network's deviation", "STS-B") == "60"  # 88.0, exactly
+    assert shown(table, "sparsest winning ticket, %, by the ticket's deviation", "STS-B") == "40"
+
+
+def test_the_papers_own_tickets_under_both_rules():
+    def failing(rule: str) -> list[str]:
+        cells = {t: (tables.paper_cell("imp", t), tables.paper_cell("full", t)) for t in paper.TASKS}
+        return [task for task, (ticket, full) in cells.items() if not tables.wins(ticket, full, rule)]
+    assert failing("full") == ["mrpc", "sst-2", "cola", "mlm"]
+    assert failing("ticket") == []
+    assert failing("strict") == ["qqp", "sts-b", "qnli", "mrpc", "rte", "sst-2", "cola", "squad", "mlm"]
+
+
+def test_one_seed_gives_no_verdict_but_a_strict_one(tmp_path):
+    write_rows(tmp_path, [*trainings("rte", [66.0]), *trainings("rte", [65.0], imp("rte", 0.6)),
+                          *trainings("rte", [67.0], imp("rte", 0.2), method="imp")])
+    found = results.read(tmp_path)
+    table = tables.table2(found, layout("rte"))
+    assert shown(table, "IMP wins by the full network's deviation", "RTE") == "-"
+    assert shown(table, "sparsest winning ticket, %, by the ticket's deviation", "RTE") == "-"
+    table = tables.table4(found, layout("rte"))
+    assert shown(table, "sparsest winning ticket, %", "RTE") == "20"
+    assert shown(table, "IMP at that sparsity", "RTE") == "67.0 (1)"
+    assert under(table, "sparsest winning ticket, %") == ["50"]
+
+
+def test_table4_says_none_where_no_ticket_reaches_the_mean(tmp_path):
+    write_rows(tmp_path, trainings("rte", [66.0]) + trainings("rte", [65.0], imp("rte", 0.1), method="imp"))
+    assert shown(tables.table4(results.read(tmp_path), layout("rte")), "sparsest winning ticket, %", "RTE") == "none"
+
+
+def test_separate_trainings_come_before_rounds_and_rounds_fill_in(stsb):
+    found = results.read(stsb)
+    assert found.ticket("sts-b", 50).mean == pytest.approx(88.1)  # not the rounds' 2.0
+    assert found.ticket("sts-b", 60) == Cell(pytest.approx(88.0), pytest.approx(0.1), 3, from_rounds=True)
+    assert any("STS-B are those of IMP's own rounds" in note
+               for note in tables.table2(found, layout("sts-b", sparsity=60.0)).notes)
+
+
+def test_table3_keeps_rewinding_points_and_standard_pruning_apart(tmp_path):
+    rows = trainings("mrpc", [85.0, 85.2], imp("mrpc", 0.5))
+    rows += trainings("mrpc", [84.0, 85.0], imp("mrpc", 0.5, fraction=0.0493), method="imp")
+    rows += trainings("mrpc", [83.0, 84.0], imp("mrpc", 0.5, fraction=0.5), method="imp")
+    rows += trainings("mrpc", [86.0, 87.0], imp("mrpc", 0.5, rewind="none"), method="imp")
+    write_rows(tmp_path, rows)
+    table = tables.table3(results.read(tmp_path), layout("mrpc"))
+    got = {name: entries[0].show(1) for name, entries in table.rows}
+    assert got["rewind 0 %"] == "85.1 ± 0.1 (2)"
+    assert got["rewind 5 %"] == "84.5 ± 0.7 (2)"
+    assert got["rewind 10 %"] == got["rewind 20 %"] == "-"
+    assert got["rewind 50 %"] == "83.5 ± 0.7 (2)"
+    assert got["standard pruning"] == "86.5 ± 0.7 (2)"
+
+
+@pytest.fixture
+def transfers(tmp_path) -> Path:
+    rows = trainings("sts-b", [80.0, 82.0]) + trainings("rte", [60.0, 62.0])
+    rows += trainings("sts-b", [79.0, 80.0], imp("sts-b", 0.7)) + trainings("rte", [58.0, 58.0], imp("rte", 0.7))
+    rows += trainings("sts-b", [79.5], imp("rte", 0.7)) + trainings("rte", [50.0, 51.0], imp("sts-b", 0.7))
+    rows += trainings("rte", [59.0], lambda seed: OMP_INFO | {"sparsity": 0.7})
+    write_rows(tmp_path, rows)
+    return tmp_path
+
+
+def test_figure2_differences_dark_cells_and_counts(transfers):
+    table = tables.figure2(results.read(transfers), layout("sts-b", "rte", "cola"))
+    assert table.header == ["source \\ target", "STS-B", "RTE", "CoLA", "dark"]
+    got = {name: [(e.show(2), e.dark) for e in entries] for name, entries in table.rows}
+    assert got["STS-B"] == [("-1.50 ± 0.71 (2)", True), ("-10.50 ± 0.71 (2)", False), ("-", False), ("1 of 2", False)]
+    assert got["RTE"] == [("-1.50 (1)", True), ("-3.00 ± 0.00 (2)", True), ("-", False), ("2 of 2", False)]
+    assert got["OMP of theta_0"] == [("-", False), ("-2.00 (1)", True), ("-", False), ("1 of 1", False)]
+    assert got["CoLA"] == [("-", False)] * 4
+
+
+def test_the_papers_figure2_under_the_same_rule():
+    table = tables.figure2_paper(results.Results([], []), layout())
+    counts = {name: entries[-1].text for name, entries in table.rows}
+    assert counts["MLM"] == "11 of 11" and counts["WNLI"] == "1 of 11" and counts["OMP of theta_0"] == "5 of 11"
+    assert [e.dark for e in dict(table.rows)["SQuAD"]][:11].count(True) == 5
+
+
+def test_transfer_of_rewound_subnetworks(tmp_path):
+    rewound = {"mode": "rewound", "seed": 1, "task": "mlm", "rewind_steps": 5, "rewind_fraction": 0.05}
+    rows = trainings("rte", [60.0]) + trainings("rte", [58.0], imp("mlm", 0.7))
+    rows += trainings("rte", [57.0], imp("mlm", 0.7, fraction=0.05), init="rewound", init_info=rewound)
+    not_its_own = imp("mlm", 0.7, fraction=0.2)  # theta_i of 5 % with the mask of 20 %: in no row
+    rows += trainings("rte", [11.0], not_its_own, init="rewound", init_info=rewound)
+    write_rows(tmp_path, rows)
+    table = tables.figure_rewind(results.read(tmp_path), layout("rte"))
+    got = {name: entries[0].show(2) for name, entries in table.rows}
+    assert got == {"MLM, 0 %": "-2.00 (1)", "MLM, 5 %": "-3.00 (1)"} | {f"MLM, {i} %": "-" for i in (10, 20, 50)}
+
+
+def test_score_against_sparsity(stsb):
+    table = tables.figure_sparsity(results.read(stsb), layout("sts-b", "rte"))
+    assert table.header == ["task, subnetwork", "0 %", "40 %", "50 %", "60 %", "70 %"]
+    got = {name: [e.show(1) for e in entries] for name, entries in table.rows}
+    assert got["STS-B, IMP"] == ["88.4 ± 0.4 (3)", "88.6 ± 0.1 (3)", "88.1 ± 0.2 (3)", "88.0 ± 0.1 (3)",
+                                 "80.0 ± 0.0 (3)"]
+    assert got["STS-B, random mask"][1:3] == ["-", "21.0 ± 1.4 (2)"]
+    assert not any(name.startswith("RTE") for name in got)
+
+
+def test_contradictions_are_left_out_and_told_and_repetitions_count_once(tmp_path):
+    write_rows(tmp_path / "a", trainings("rte", [60.0, 62.0]))
+    write_rows(tmp_path / "b", [row("rte", 60.0, 1), row("rte", 63.5, 2)])
+    found = results.read(tmp_path)
+    assert found.full("rte") == Cell(60.0, None, 1)
+    [notice] = found.notices
+    assert "62.00" in notice and "63.50" in notice and "seed 2" in notice
+    assert all(f"{tmp_path / place / 'results.jsonl'}, line 2" in notice for place in "ab")
+
+
+def test_bad_lines_are_told_and_the_others_stand(tmp_path):
+    rows = [row("rte", 60.0, 1), {"task": "rte"}, row("rte", 1.0, 2, final=False),
+            row("rte", 2.0, 3, method="evaluate"), row("rte", 3.0, 4) | {"mask": "m.pt", "sparsity": 0.5}]
+    path = write_rows(tmp_path, rows, tail='garbage\n{"task": "rt')
+    found = results.read(tmp_path)
+    assert found.full("rte") == Cell(60.0, None, 1)
+    assert [notice.removeprefix(f"{path}, ") for notice in found.notices][:2] == [
+        "line 2: no 'method'; left out",
+        "line 5: a mask of unknown origin (m.pt, no .json file beside it); in no table"]
+    assert "line 6: not JSON" in found.notices[2] and "line 7: half-written last line" in found.notices[3]
+
+
+def test_only_masks_of_the_kind_asked_for(tmp_path):
+    released = mask_info("rte", 0.6, 1, rewind="encoder") | {"as_released": True}
+    ours = mask_info("rte", 0.6, 1)
+    write_rows(tmp_path, [row("rte", 60.0, 1), row("rte", 55.0, 1, ours), row("rte", 50.0, 1, released)])
+    assert results.read(tmp_path).ticket("rte", 60).mean == 55.0
+    found = results.read(tmp_path, as_released=True)
+    assert found.ticket("rte", 60).mean == 50.0 and found.full("rte").mean == 60.0
+
+
+def test_nan_scores_show_and_win_nothing(tmp_path):
+    rows = [row("sts-b", score, seed) for seed, score in ((1, 88.0), (2, 89.0))]
+    rows += trainings("sts-b", [float("nan"), 88.0], imp("sts-b", 0.5))
+    write_rows(tmp_path, rows)
+    table = tables.table2(results.read(tmp_path), layout("sts-b"))
+    assert shown(table, "IMP f(x, m_IMP, theta_0)", "STS-B") == "nan ± nan (2)"
+    assert shown(table, "IMP wins by the full network's deviation", "STS-B") == "no"
+
+
+def save_mask(folder: Path, mask: masks.Mask, info: dict) -> None:
+    folder.mkdir(parents=True)
+    masks.save(mask, folder / "mask.pt", info)
+
+
+def test_overlap_counts_weights_kept_by_both(tmp_path):
+    a, b = small_mask(0.7, 1), small_mask(0.7, 2)
+    for task, mask in (("sts-b", a), ("rte", b)):
+        save_mask(tmp_path / task, mask, mask_info(task, 0.7, 1))
+    save_mask(tmp_path / "omp", a, OMP_INFO)
+    save_mask(tmp_path / "later", b, mask_info("sts-b", 0.7, 1, fraction=0.05))  # rewound: not theta_0's
+    found = overlap.find(tmp_path, False, notices := [])
+    whole, by_layer, by_kind, with_omp = overlap.tables(found, ("sts-b", "rte", "cola"), 70.0, True)
+    both = sum(int((a[k] & b[k]).sum()) for k in a)
+    either = sum(int((a[k] | b[k]).sum()) for k in a)
+    assert notices == [] and whole.header == ["", "STS-B", "RTE", "OMP of theta_0"]
+    got = {name: [e.show(1) for e in entries] for name, entries in whole.rows}
+    assert got["STS-B"] == ["-", f"{100 * both / either:.1f} (1)", "100.0 (1)"]
+    keys = [k for k in a if ".layer.1." in k]
+    both, either = (sum(int(op(a[k], b[k]).sum()) for k in keys) for op in (torch.logical_and, torch.logical_or))
+    assert dict(by_layer.rows)["layer 1"][0].cell.mean == pytest.approx(100 * both / either)
+    assert [name for name, _ in by_layer.rows] == ["layer 0", "layer 1", "pooler"]
+    key = [k for k in a if k.endswith("attention.output.dense.weight_mask")]
+    both, either = (sum(int(op(a[k], b[k]).sum()) for k in key) for op in (torch.logical_and, torch.logical_or))
+    assert dict(by_kind.rows)["attention output"][1].cell.mean == pytest.approx(100 * both / either)
+    assert [e.show(1) for e in dict(with_omp.rows)["70 %, cosine x 100"]][0] == "100.0 (1)"
+
+
+def test_overlap_of_a_task_with_itself_compares_its_seeds(tmp_path):
+    for seed in (1, 2, 3):
+        save_mask(tmp_path / str(seed), small_mask(0.5, 1 if seed == 3 else seed), mask_info("rte", 0.5, seed))
+    found = overlap.find(tmp_path, False, [])
+    table = overlap.tables(found, ("rte",), 50.0, False)[0]
+    cell = table.rows[0][1][0].cell
+    other = overlap.iou(*(found.bits(found.seeds("rte", 50.0)[s]) for s in (1, 2)), list(small_mask(0.5, 1)))
+    assert cell.n == 3 and cell.mean == pytest.approx((100 + 2 * other) / 3)
+
+
+def test_two_masks_of_one_name_are_told(tmp_path):
+    for place, seed in (("a", 1), ("b", 2)):
+        save_mask(tmp_path / place, small_mask(0.7, seed), mask_info("rte", 0.7, 5))
+    found = overlap.find(tmp_path, False, notices := [])
+    assert found.found == [] and "different masks of rte, 70 %, seed 5" in notices[0]
+
+
+def test_masks_of_two_models_cannot_be_compared(tmp_path):
+    save_mask(tmp_path / "a", small_mask(0.7, 1), mask_info("rte", 0.7, 1))
+    save_mask(tmp_path / "b", small_mask(0.7, 1, layers=3), mask_info("cola", 0.7, 1))
+    with pytest.raises(UserError, match="different architectures"):
+        overlap.tables(overlap.find(tmp_path, False, []), ("rte", "cola"), 70.0, True)
+
+
+def run(*words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "experiments" / "tables.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_writes_all_three_forms(stsb, tmp_path):
+    with open(stsb / "sts-b" / "all" / "results.jsonl", "a") as file:
+        file.write('{"task": "st')
+    out = tmp_path / "written"
+    done = run(str(stsb), "--out", str(out), "--tasks", "STS-B", "sst2")
+    assert done.returncode == 0, done.stderr
+    assert {"table2.md", "table2.csv", "table2.tex", "table3.md", "table4.tex", "figure_sparsity.csv", "tables.md"} <= {
+        p.name for p in out.iterdir()}
+    assert "| IMP f(x, m_IMP, theta_0) | 88.1 ± 0.2 (3) | - |" in done.stdout
+    assert "half-written last line" in done.stderr and "half-written last line" in (out / "tables.md").read_text()
+    assert r"IMP f(x, m\_IMP, theta\_0) & 88.1 $\pm$ 0.2 (3) & -- \\" in (out / "table2.tex").read_text()
+    with open(out / "table2.csv", newline="") as file:
+        cells = {(r["row"], r["column"]): r for r in csv.DictReader(file)}
+    cell = cells["full network f(x, theta_0)", "STS-B"]
+    assert (float(cell["mean"]), float(cell["std"]), cell["seeds"]) == (pytest.approx(88.4), pytest.approx(0.4), "3")
+    assert cells["full network f(x, theta_0)", "SST-2"]["text"] == "-"
+
+
+def test_without_the_paper_no_number_of_it_stands(stsb, capsys):
+    tables.main([str(stsb), "--only", "table2", "figure2", "--no_paper", "--tasks", "sts-b", "--sparsity", "0.6"])
+    printed = capsys.readouterr().out
+    assert "paper" not in printed and "88.0 ± 0.1 (3)" in printed
+
+
+@pytest.mark.parametrize(("words", "told"), [(["--tasks", "XY"], "'XY' is no task"), (["--sparsity", "70"], "0.7")])
+def test_bad_flags_are_named(stsb, words, told):
+    with pytest.raises(UserError, match=told):
+        tables.main([str(stsb), *words])
+
+
+def test_no_results_at_all_is_an_error_in_one_line(tmp_path):
+    done = run(str(tmp_path))
+    assert done.returncode == 2 and "no results.jsonl below it" in done.stderr and done.stderr.count("\n") == 1
