@@ -56,11 +56,14 @@ def export(mask_file: Path, source: str, out: Path, cache_dir: str | None = None
     model = models.load_model(models.SequenceClassifier, source, config, seed=0, cache_dir=cache_dir)
     mask = masks.load(mask_file, {name: module.weight.shape for name, module in masks.prunable(model).items()})
     masks.attach(model, mask)
-    info = (models.read_info(mask_file) or {}) | {"mask_sha256": masks.digest(mask)}
+    told = mask_file / ticket_format.PACKED_MASK if mask_file.is_dir() else mask_file
+    info = (models.read_info(told) or {}) | {"sparsity": masks.sparsity(mask), "mask_sha256": masks.digest(mask)}
+    model.bert.saved_as = "BertModel"  # the encoder alone: a ticket has no head
     with files.folder_written_whole(out) as folder:
+        packed = folder / ticket_format.PACKED_MASK
         models.save_pretrained(model.bert, tokenizer, folder)
-        ticket_format.pack_mask(mask, folder / ticket_format.PACKED_MASK)
-        files.write_json(masks.info_path(folder / ticket_format.PACKED_MASK), info)
+        ticket_format.pack_mask(mask, packed)
+        files.write_json(masks.info_path(packed), info)
         files.write_text(folder / "README.md", card(info, out.name, source, masks.sparsity(mask), len(mask)))
 
 

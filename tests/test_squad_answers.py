@@ -224,9 +224,8 @@ def test_null_score_is_that_of_the_window_surest_of_an_answer(tokenizer):
                         end={(0, 0): 7, (1, 0): 2, (2, 0): 9, (3, 0): 9, (3, 9): 4})
     predictions, nbest, odds = best_answers(given, found, start, end, v2=True)
     assert (predictions["q1"], odds["q1"]) == ("z", 3 - 8)
-    assert [(e["start_logit"], e["end_logit"]) for e in nbest["q1"] if e["text"] == ""] == []
-    null = best_answers(given, found, start, end, v2=True, max_answer_length=1, n_best_size=2)[1]["q1"][-1]
-    assert (null["text"], null["start_logit"], null["end_logit"]) == ("", 1, 2)
+    nulls = [(entry["start_logit"], entry["end_logit"]) for entry in nbest["q1"] if entry["text"] == ""]
+    assert nulls == [(1, 2)]
 
 
 def test_v2_always_has_a_text_and_no_answer_in_the_list(tokenizer):
@@ -284,8 +283,8 @@ def test_unanswered_questions_are_wrong_and_counted(capsys):
 
 
 def test_v2_scores_by_kind_of_question():
-    given = [example("one", "one"), example("two", "two", name="q2"), example("a", name="q3"), example("a", name="q4")]
-    found = {"q1": "one", "q2": "", "q3": "", "q4": "a"}
+    given = [example("one", "one"), example("two", "two", name="q2"), example("x", name="q3"), example("x", name="q4")]
+    found = {"q1": "one", "q2": "", "q3": "", "q4": "x"}
     scores = squad_metrics(given, found, v2=True)
     assert [scores[key] for key in ("exact", "HasAns_exact", "NoAns_exact", "NoAns_f1")] == [50, 50, 50, 50]
     assert [scores[key] for key in ("total", "HasAns_total", "NoAns_total")] == [4, 2, 2]
@@ -295,15 +294,15 @@ def test_v2_scores_by_kind_of_question():
 
 def test_best_threshold_is_the_best_of_all():
     rng = np.random.default_rng(1)
-    given = [example("one two", *(["one two"] if i % 2 else []), name=str(i)) for i in range(40)]
-    found = {e.id: str(rng.choice(["one two", "one", "two a", "x"])) for e in given}
-    odds = {e.id: float(value) for e, value in zip(given, rng.normal(size=40), strict=True)}
+    given = [example("one two", *(["one two"] if i % 4 else []), name=str(i)) for i in range(40)]
+    found = {e.id: str(rng.choice(["one two", "one two", "one", "x"])) for e in given}
+    odds = {e.id: float(rng.normal() + 2 * e.is_impossible) for e in given}
     scores = squad_metrics(given, found, True, odds)
     for name in ("exact", "f1"):
         each = [squad_metrics(given, found, True, odds, threshold)[name] for threshold in [-9.0, *odds.values()]]
         assert scores[f"best_{name}"] == pytest.approx(max(each))
         assert squad_metrics(given, found, True, odds, scores[f"best_{name}_thresh"])[name] == pytest.approx(max(each))
-    assert scores["best_f1"] > scores["f1"]
+        assert scores[f"best_{name}"] > scores[name]
 
 
 @pytest.fixture(scope="module")
@@ -324,12 +323,12 @@ def test_gold_answers_of_the_real_dev_file_score_100_and_no_predictions_0(real, 
 def test_v1_scores_agree_with_torchmetrics(real):
     text = pytest.importorskip("torchmetrics.text")
     rng = np.random.default_rng(2)
-    given = real[::9]
+    given = real[::40]
     found = {}
-    for e in given:  # a gold answer with some words dropped, doubled or put before or behind it
+    for e in given:  # a gold answer with some words dropped or doubled, some put before it and behind it
         words = e.answers[rng.integers(len(e.answers))][0].split()
         words = [w for w in words for _ in range(rng.choice(3, p=[0.2, 0.7, 0.1]))] or ["the", "one"]
-        found[e.id] = " ".join(rng.permutation(["The", *words, "of,"])[rng.integers(2):])
+        found[e.id] = " ".join(["The", *words, "of,"][rng.integers(2):len(words) + 1 + rng.integers(2)])
     metric = text.SQuAD()
     target = [{"id": e.id, "answers": {"text": [t for t, _ in e.answers], "answer_start": [s for _, s in e.answers]}}
               for e in given]

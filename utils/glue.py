@@ -30,7 +30,7 @@ class GlueTask:
     released code did.
     """
 
-    model_class = SequenceClassifier
+    model_class, columns = SequenceClassifier, None
     scale = 100.0  # from metrics in 0..1 to percent points
 
     def __init__(self, spec: glue_data.GlueSpec, as_released_length: int | None = None):

@@ -37,7 +37,7 @@ class MlmBatch:
 class MlmTask:
     """MLM on a text. `as_released`: new evaluation masks each time, batch accuracies weighted by all tokens."""
 
-    name, score_key, scale, model_class = "mlm", SCORE["mlm"], 100.0, MaskedLanguageModel
+    name, score_key, scale, model_class, columns = "mlm", SCORE["mlm"], 100.0, MaskedLanguageModel, None
 
     def __init__(self, tokenizer, probability: float = 0.15, as_released_batch: int | None = None):
         self.tokenizer, self.probability, self.as_released_batch = tokenizer, probability, as_released_batch

@@ -142,7 +142,8 @@ def _order(task, settings: Settings) -> seeds.Order:
 
 
 def _table(task, rows: list[dict]) -> str:
-    header = ["round", "step", "sparsity", *(rows[0]["metrics"] if rows else [task.score_key])]
+    columns = task.columns or (rows[0]["metrics"] if rows else [task.score_key])
+    header = ["round", "step", "sparsity", *columns]
     cells = [[str(row["round"] or "-"), str(row["step"]), f"{row['sparsity']:.1%}",
               *(_figure(row["metrics"].get(key)) for key in header[3:])] for row in rows]
     return report.table(header, cells)

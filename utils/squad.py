@@ -40,6 +40,7 @@ class SquadTask:
     """SQuAD v1.1 or v2.0. `as_released_length`: pad every window to it, padding counting in the loss's softmax."""
 
     name, score_key, scale, model_class = "squad", SCORE["squad"], 1.0, QuestionAnswerer  # metrics are in percent
+    columns = ("f1", "exact")  # of the printed table
 
     def __init__(self, options: AnswerOptions, as_released_length: int | None = None):
         self.options, self.pad_to = options, as_released_length

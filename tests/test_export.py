@@ -1,0 +1,121 @@
+"""Exported tickets: what a stock transformers user loads, the packed mask, and the model card."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from results_tree import mask_info, small_mask
+from safetensors.numpy import save_file
+from transformers import BertConfig, BertModel, BertTokenizer
+
+from experiments import export_ticket
+from utils import masks, ticket_format
+from utils.errors import UserError
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "ticket", "wins"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A small BERT, 20 wide, whose matrices are those of `small_mask`."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=len(WORDS), hidden_size=20, num_hidden_layers=2, num_attention_heads=2,
+                         intermediate_size=20, max_position_embeddings=16)).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    masks.save(small_mask(0.7, 3), folder / "mask.pt", mask_info("sts-b", 0.7, 5))
+    export_ticket.main([str(folder / "mask.pt"), "--model", str(model), str(folder / "ticket")])
+    return folder / "ticket"
+
+
+def test_stock_transformers_loads_m_times_theta_0(model, exported):
+    theta = BertModel.from_pretrained(model).state_dict()
+    loaded, info = BertModel.from_pretrained(exported, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    mask = small_mask(0.7, 3)
+    for name, value in loaded.state_dict().items():
+        keep = mask.get(f"bert.{name}_mask")
+        assert torch.equal(value, theta[name] if keep is None else theta[name] * keep), name
+    assert BertTokenizer.from_pretrained(exported)("the ticket wins")["input_ids"] == [2, 5, 6, 7, 3]
+
+
+def test_the_folder_is_a_mask_for_the_scripts(exported):
+    mask = small_mask(0.7, 3)
+    shapes = {name.removesuffix(masks.SUFFIX): value.shape for name, value in mask.items()}
+    loaded = masks.load(exported, shapes)
+    assert masks.digest(loaded) == masks.digest(mask)
+    info = json.loads((exported / "mask.safetensors.json").read_text())
+    assert info["mask_sha256"] == masks.digest(mask) and (info["task"], info["seed"]) == ("sts-b", 5)
+
+
+def test_the_card_tells_where_the_ticket_comes_from(model, exported):
+    text = (exported / "README.md").read_text()
+    assert text.startswith("---\nlibrary_name: transformers\n") and "# 70% sparse ticket of BERT, found on STS-B" in text
+    for told in (f"| theta_0 | {model} |", "| seed | 5 |", "iterative magnitude pruning", "70.0000%",
+                 'BertModel.from_pretrained("ticket")', "13 matrices"):
+        assert told in text
+
+
+def test_exporting_the_exported_changes_nothing(model, exported, tmp_path):
+    export_ticket.export(exported, str(model), tmp_path / "again")
+    for name in ("model.safetensors", "mask.safetensors", "mask.safetensors.json", "config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (exported / name).read_bytes()
+
+
+def test_a_released_float_mask_exports_without_an_origin(model, tmp_path):
+    torch.save({key: value.float() for key, value in small_mask(0.5, 1).items()}, tmp_path / "mask.pt")
+    export_ticket.export(tmp_path / "mask.pt", str(model), tmp_path / "out")
+    assert "a way that is not recorded" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_nothing_is_left_of_an_export_that_fails(model, exported, tmp_path):
+    masks.save(small_mask(0.5, 1, layers=3), tmp_path / "mask.pt", {})
+    with pytest.raises(UserError, match="unexpected key"):
+        export_ticket.export(tmp_path / "mask.pt", str(model), tmp_path / "out")
+    assert [entry.name for entry in sorted(tmp_path.iterdir())] == ["mask.pt", "mask.pt.json"]
+    with pytest.raises(UserError, match="is there already"):
+        export_ticket.export(tmp_path / "mask.pt", str(model), exported)
+
+
+def test_a_packed_mask_takes_a_bit_a_weight(tmp_path):
+    shape = (768, 3071)  # not a multiple of eight
+    mask = {"a.weight_mask": torch.rand(shape) > 0.7, "b.weight_mask": torch.ones(3, 3, dtype=torch.bool)}
+    ticket_format.pack_mask(mask, tmp_path / "m.safetensors")
+    assert (tmp_path / "m.safetensors").stat().st_size < 768 * 3071 / 8 + 1000
+    read = ticket_format.unpack_mask(tmp_path / "m.safetensors")
+    assert read.keys() == mask.keys() and all(torch.equal(read[key], mask[key]) for key in mask)
+
+
+def damaged(tmp_path: Path, packed: dict, shapes, form: str = ticket_format.FORMAT) -> Path:
+    metadata = {"format": form} | ({} if shapes is None else {"shapes": shapes})
+    save_file(packed, tmp_path / "m.safetensors", metadata=metadata)
+    return tmp_path / "m.safetensors"
+
+
+@pytest.mark.parametrize(("size", "shapes", "form", "told"), [
+    (2, '{"k": [3, 3]}', "else", "not a packed mask"), (2, None, ticket_format.FORMAT, "no readable 'shapes'"),
+    (2, "{", ticket_format.FORMAT, "no readable 'shapes'"), (2, "{}", ticket_format.FORMAT, "key k"),
+    (2, '{"k": [3, 3], "l": [1]}', ticket_format.FORMAT, "key l"), (1, '{"k": [3, 3]}', ticket_format.FORMAT, "2 bytes"),
+    (2, '{"k": [3, -3]}', ticket_format.FORMAT, "which no matrix has"),
+    (2, '{"k": [3, 3]}', ticket_format.FORMAT, "past its last weight")])
+def test_damaged_packed_masks_are_refused(tmp_path, size, shapes, form, told):
+    packed = {"k": torch.full((size,), 255, dtype=torch.uint8).numpy()}
+    path = damaged(tmp_path, packed, shapes, form)
+    with pytest.raises(UserError, match=told) as caught:
+        ticket_format.unpack_mask(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a file of tensors"])
+def test_files_that_are_no_safetensors_are_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / ticket_format.PACKED_MASK).write_bytes(content)
+    with pytest.raises(UserError, match="mask.safetensors"):
+        ticket_format.unpack_mask(tmp_path)
