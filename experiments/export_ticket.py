@@ -34,7 +34,7 @@ def card(info: dict, name: str, model: str, sparsity: float, matrices: int) -> s
              "mask held.", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in rows.items() if value is not None]
     if info.get("rewind_steps"):
-        lines += ["", "The mask belongs with theta_i, the weights after that many steps; what is stored here is m * theta_0."]
+        lines += ["", "The mask belongs with theta_i, the weights after that many steps; stored here is m * theta_0."]
     lines += ["", "The weights, without their mask:", "", "    from transformers import BertModel",
               f'    model = BertModel.from_pretrained("{name}")', "",
               f"The mask is in `{ticket_format.PACKED_MASK}`: `numpy.packbits` of each flattened matrix, shapes in the "

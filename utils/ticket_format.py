@@ -13,18 +13,18 @@ from utils import files
 from utils.errors import UserError
 
 PACKED_MASK = "mask.safetensors"  # in the exported folder
-FORMAT = "mask, one bit a weight"
+SHAPES = "bit_packed_shapes"  # the one metadata entry: key -> shape, as JSON (two entries would change places)
 
 
 def pack_mask(mask: dict[str, torch.Tensor], path: Path) -> None:
     """Write `mask` (bool, any shapes): per key uint8 [ceil(n / 8)], `numpy.packbits` of the flattened tensor.
 
-    The shapes stand in the file's metadata under "shapes", as JSON; the file is written whole or not at all.
+    The shapes stand in the file's metadata; the file is written whole or not at all.
     """
     packed = {key: np.packbits(value.cpu().bool().numpy().reshape(-1)) for key, value in mask.items()}
     shapes = {key: list(value.shape) for key, value in mask.items()}
     with files.written_whole(path) as temporary:
-        save_file(packed, temporary, metadata={"format": FORMAT, "shapes": json.dumps(shapes, sort_keys=True)})
+        save_file(packed, temporary, metadata={SHAPES: json.dumps(shapes, sort_keys=True)})
 
 
 def unpack_mask(path: Path) -> dict[str, torch.Tensor]:
@@ -46,16 +46,16 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
             packed = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: damaged, or no safetensors file ({error}); export the ticket anew") from error
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"{path}: a safetensors file, but not a packed mask (its metadata lack 'format: {FORMAT}')")
-    return packed, _shapes(path, metadata, set(packed))
+    if SHAPES not in metadata:
+        raise UserError(f"{path}: a safetensors file, but not a packed mask (no {SHAPES!r} in its metadata)")
+    return packed, _shapes(path, metadata[SHAPES], set(packed))
 
 
-def _shapes(path: Path, metadata: dict[str, str], keys: set[str]) -> dict[str, list[int]]:
+def _shapes(path: Path, text: str, keys: set[str]) -> dict[str, list[int]]:
     try:
-        shapes = json.loads(metadata["shapes"])
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{path}: its metadata hold no readable 'shapes'; export the ticket anew") from error
+        shapes = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: its {SHAPES!r} cannot be read ({error}); export the ticket anew") from error
     if not isinstance(shapes, dict) or set(shapes) != keys or not keys:
         odd = sorted(set(shapes) ^ keys)[:1] if isinstance(shapes, dict) else []
         raise UserError(f"{path}: shapes and tensors do not belong together (key {''.join(odd) or 'none at all'})")
