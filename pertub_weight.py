@@ -13,7 +13,7 @@ def parse_args():
     add("--mode", choices=list(perturbation.MODES), default="layers",
         help="layers: the six matrices of a layer move together to another layer, as the released code does; "
         "elements: the entries of each matrix are permuted within it; noise: Gaussian noise is added")
-    add("--sigma", type=float, default=0.02, help="--mode noise: standard deviation of the noise (ours: BERT's own at the start)")
+    add("--sigma", type=float, default=0.02, help="--mode noise: standard deviation of the noise (ours)")
     add("--seed", type=int, default=42, help="seed of the permutation or the noise")
     cli.add_model_flags(parser)
     add("--output", default="tmp/shuffle_weight.pt", help="file to write, as --weight_pertub reads it")
@@ -27,7 +27,8 @@ def main():
     args = parse_args()
 
     config = models.load_config(args.config_name or args.model_name_or_path, args.cache_dir)
-    model = models.load_model(models.SequenceClassifier, args.model_name_or_path, config, args.seed, cache_dir=args.cache_dir)
+    source = args.model_name_or_path
+    model = models.load_model(models.SequenceClassifier, source, config, args.seed, cache_dir=args.cache_dir)
     weights = perturbation.perturb(model, args.mode, args.seed, args.sigma)
 
     info = {"mode": args.mode, "seed": args.seed, "model": args.model_name_or_path}

@@ -14,7 +14,8 @@ def parse_args():
     cli.add_ticket_flags(parser, required=False)
     cli.add_model_flags(parser)
     cli.add_output_flags(parser)
-    cli.add_training_flags(parser, batch=16, rate=3e-5, epochs=4.0, save_steps=f"with --dir: {cli.SAVE}; without: {cli.ROUND}")
+    both = f"with --dir: {cli.SAVE}; without: {cli.ROUND}"
+    cli.add_training_flags(parser, batch=16, rate=3e-5, epochs=4.0, save_steps=both)
     cli.add_imp_flags(parser)
     args = parser.parse_args()
     cli.check_training_flags(args)

@@ -67,7 +67,7 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--output_dir", required=True, help="folder for everything this run writes")
     add("--overwrite_output_dir", action="store_true",
-        help="replace another or a finished run in --output_dir; an unfinished run of this very command goes on all the same")
+        help="replace another or a finished run in --output_dir; an unfinished run of this command goes on all the same")
     add("--overwrite_cache", action="store_true", help="build the feature caches anew")
     add("--should_continue", action="store_true", help="fail unless --output_dir holds a checkpoint of this command")
     add("--restart", action="store_true", help="begin this run anew even where its checkpoint could go on")
@@ -126,7 +126,7 @@ def add_squad_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--train_file", default=None, help="SQuAD JSON to train on")
     add("--predict_file", default=None, help="SQuAD JSON to evaluate on")
-    add("--max_seq_length", type=int, default=384, help="WordPieces at most in a window, question and special tokens included")
+    add("--max_seq_length", type=int, default=384, help="WordPieces at most in a window, the question and special tokens too")
     add("--doc_stride", type=int, default=128, help="WordPieces between the starts of two windows of one context")
     add("--max_query_length", type=int, default=64, help="WordPieces at most of a question; the rest is cut")
     add("--do_lower_case", action="store_true", help="lower-case the text, as uncased models need")

@@ -69,7 +69,8 @@ def check_policy(policy: Policy) -> None:
     if not ascending or policy.sparsities[-1] > 1:
         raise UserError("--sparsities must rise strictly between 0 and 1, such as 0.2 0.5 0.9")
     if policy.round_steps < 1:
-        raise UserError("--save_steps is the length of an IMP round and must be at least 1; leave it out for a tenth of the run")
+        raise UserError("--save_steps is the length of an IMP round and must be at least 1; "
+                        "left out, it is a tenth of the run")
     if policy.rounds < 1:
         raise UserError(f"--save_steps {policy.round_steps} is longer than the run of {policy.total_steps} steps; "
                         "lower it, or raise --num_train_epochs or --max_steps")
