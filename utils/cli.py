@@ -126,7 +126,7 @@ def add_squad_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--train_file", default=None, help="SQuAD JSON to train on")
     add("--predict_file", default=None, help="SQuAD JSON to evaluate on")
-    add("--max_seq_length", type=int, default=384, help="WordPieces at most in a window, the question and special tokens too")
+    add("--max_seq_length", type=int, default=384, help="WordPieces at most in a window, question included")
     add("--doc_stride", type=int, default=128, help="WordPieces between the starts of two windows of one context")
     add("--max_query_length", type=int, default=64, help="WordPieces at most of a question; the rest is cut")
     add("--do_lower_case", action="store_true", help="lower-case the text, as uncased models need")
