@@ -39,6 +39,7 @@ def test_stock_transformers_loads_m_times_theta_0(model, exported):
     theta = BertModel.from_pretrained(model).state_dict()
     loaded, info = BertModel.from_pretrained(exported, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert "packed_rows" not in (exported / "config.json").read_text()  # our attention, which others do not have
     mask = small_mask(0.7, 3)
     for name, value in loaded.state_dict().items():
         keep = mask.get(f"bert.{name}_mask")

@@ -1,11 +1,13 @@
 """Text of any size: tokenized in pieces as if it were whole; caches that are right whatever happens to them."""
 
 import errno
+import fcntl
 import io
 import multiprocessing
 import os
 import resource
 import signal
+import threading
 import time
 
 import numpy as np
@@ -242,8 +244,10 @@ def test_a_build_of_another_text_is_not_gone_on_with(tokenizer, corpus, monkeypa
         counted(patched, "append", stop)
         text.load_blocks(corpus, tokenizer, 16)
     assert any(name.endswith(".partial") for name in contents(corpus.parent))
-    corpus.write_text("xyz " * 50, encoding="utf-8")
-    assert text.load_blocks(corpus, tokenizer, 16).ids.tolist() == whole_ids(tokenizer, "xyz " * 50)
+    corpus.write_text("xyz " * 5, encoding="utf-8")
+    assert text.load_blocks(corpus, tokenizer, 16).ids.tolist() == whole_ids(tokenizer, "xyz " * 5)
+    monkeypatch.setattr(text._Work, "encode", None)
+    assert len(text.load_blocks(corpus, tokenizer, 16)) == 1  # and nothing of the other text is left in the cache
 
 
 def test_of_many_jobs_one_builds_and_the_others_wait(tokenizer, corpus, tmp_path, monkeypatch, capfd):
@@ -286,6 +290,28 @@ def test_a_waiting_job_takes_over_from_a_killed_one(tokenizer, corpus, monkeypat
     blocks = text.load_blocks(corpus, tokenizer, 16)
     assert blocks.ids.tolist() == whole_ids(tokenizer, corpus.read_text(encoding="utf-8")) and min(calls) > 0
     holder.join()
+
+
+def test_a_waiting_job_locks_the_file_that_is_there(tmp_path, monkeypatch):
+    """Not the one that the other job has renamed meanwhile: else a third job could build at the same place."""
+    partial, waits, claimed, leave = tmp_path / "partial", *(threading.Event() for _ in range(3))
+    monkeypatch.setattr(text, "print", lambda *args, **kwargs: waits.set(), raising=False)
+
+    def wait():
+        with text._claimed(partial):
+            claimed.set()
+            leave.wait(10)
+
+    waiter = threading.Thread(target=wait)
+    with text._claimed(partial):
+        waiter.start()
+        assert waits.wait(10)
+        partial.rename(tmp_path / "cache")
+    assert claimed.wait(10)
+    with open(partial, "ab") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    leave.set()
+    waiter.join()
 
 
 def test_without_locks_each_job_builds_for_itself(tokenizer, corpus, monkeypatch):
@@ -399,6 +425,16 @@ def test_a_full_disk_is_told_and_nothing_is_left(tokenizer, corpus, monkeypatch)
     (size,) = (path.stat().st_size for path in corpus.parent.iterdir() if path.suffix == ".ids")
     needed = int(str(told.value).split("about ")[1].split(" bytes needed")[0].replace(",", ""))
     assert abs(needed - size) < 100 and "--cache_dir" in str(told.value)
+
+
+def test_what_the_system_writes_in_parts_is_written_whole():
+    class Stingy(io.BytesIO):
+        def write(self, data):
+            return super().write(data[:3])
+
+    file = Stingy()
+    text._write(file, b"0123456789")
+    assert file.getvalue() == b"0123456789"
 
 
 def test_a_file_that_may_not_grow_is_no_room_either(tokenizer, corpus):

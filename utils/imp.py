@@ -213,3 +213,21 @@ class Tickets:
     def load_theta(self, theta: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """theta_i and gamma_i of this run, named as in `theta`."""
         return models.match_names(masks.load_tensors(self.run.folder / files.REWIND_WEIGHTS, "weight"), theta)
+
+
+def trained_mask(folder: Path, checkpoint: Path) -> dict | None:
+    """What a results row says of the mask that the subnetwork in `checkpoint` was trained with, by the index of tickets.
+
+    None if `folder` has no index: it is no IMP run's.
+    """
+    entries = (read_json(folder / files.TICKETS) or {}).get("tickets")
+    if entries is None:
+        return None
+    row = {"sparsity": 0.0, "mask": None, "mask_sha256": None, "mask_info": None}
+    for entry in entries:
+        path = folder / entry["mask"]
+        if int(path.parent.name.rpartition("-")[2]) >= int(checkpoint.name.rpartition("-")[2]):
+            break
+        row = {"sparsity": entry["sparsity"], "mask": str(path), "mask_sha256": entry["mask_sha256"],
+               "mask_info": read_json(masks.info_path(path))}
+    return row

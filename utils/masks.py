@@ -79,7 +79,7 @@ def magnitude(values: dict[str, torch.Tensor], target: float, kept: dict[str, to
 
     `kept` (bool, same keys) names the weights still alive: the others stay masked and count towards the target. Ties
     at the threshold are dropped in the order of the matrices and, within one, of its flattened entries.
-    Raises ValueError if a value is not finite or more than the target is masked already.
+    Raises UserError if a value is not finite, ValueError if more than the target is masked already.
     """
     total = sum(v.numel() for v in values.values())
     count = round(target * total)
@@ -91,7 +91,7 @@ def magnitude(values: dict[str, torch.Tensor], target: float, kept: dict[str, to
         threshold, below = _select(values, keep, count - dead)
         ties = count - dead - below
         for name, value in values.items():
-            size, alive = value.abs(), keep[name]
+            size, alive = value.float().abs(), keep[name]
             keep[name] = alive & (size >= threshold)
             if ties:
                 at = torch.nonzero((alive & (size == threshold)).flatten()).flatten()[:ties]
@@ -139,7 +139,8 @@ def _select_by_histogram(values: dict, keep: dict, k: int) -> tuple[float, int]:
 
 def _check_finite(largest: float, name: str) -> None:
     if not math.isfinite(largest):
-        raise ValueError(f"{name}: a weight is NaN or infinite")
+        raise UserError(f"{name}.weight holds NaN or infinite values and cannot be ranked; lower --learning_rate, "
+                        "or give sound weights")
 
 
 def random(shapes: dict[str, torch.Size], target: float, seed: int) -> Mask:
@@ -170,13 +171,12 @@ def dense_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict of the plain model that computes the same: m * weight under `weight`, no masks, ties kept once."""
     state, seen = {}, set()
     for name, value in model.state_dict().items():
-        if name.endswith(SUFFIX):
+        if name.endswith(SUFFIX) or value.data_ptr() in seen:
             continue
+        seen.add(value.data_ptr())  # of the live tensor: a product below may take the address of one already freed
         if name.endswith("weight_orig"):
             name, value = name.removesuffix("_orig"), value * model.get_buffer(name.removesuffix("_orig") + "_mask")
-        if value.data_ptr() not in seen:
-            seen.add(value.data_ptr())
-            state[name] = value.detach().to("cpu").contiguous()
+        state[name] = value.detach().to("cpu").contiguous()
     return state
 
 
@@ -192,11 +192,16 @@ def digest(mask: Mask) -> str:
 def save(mask: Mask, path: Path, info: dict) -> str:
     """Write the mask as bool tensors and `info` (where it comes from) beside it, each whole or not at all; its digest."""
     mask = {name: value.cpu().bool().contiguous() for name, value in mask.items()}
-    with files.written_whole(path) as temporary:
-        torch.save(mask, temporary)
+    save_tensors(mask, path)
     sha256 = digest(mask)
     files.write_json(info_path(path), {**info, "sparsity": round(sparsity(mask), 9), "mask_sha256": sha256})
     return sha256
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write tensors to a torch file, whole or not at all; the same tensors give the same bytes."""
+    with files.written_whole(path) as temporary, open(temporary, "wb") as file:
+        torch.save(tensors, file)  # given a path, torch would put the temporary name into the file
 
 
 def info_path(path: Path) -> Path:

@@ -236,8 +236,7 @@ def save_pretrained(model: nn.Module, tokenizer, folder: Path) -> None:
 def save_weights(weights: dict[str, torch.Tensor], path: Path, info: dict) -> None:
     """Write weights under their plain names, and `info` (where they come from) beside them, each whole or not at all."""
     plain = {name.replace("weight_orig", "weight"): value.detach().cpu().contiguous() for name, value in weights.items()}
-    with files.written_whole(path) as temporary:
-        torch.save(plain, temporary)
+    masks.save_tensors(plain, path)
     files.write_json(masks.info_path(path), info)
 
 

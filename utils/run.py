@@ -39,6 +39,7 @@ class Run:
         nothing changed if the folder may not be used.
         """
         run = cls(Path(folder), arguments)
+        run._decide(overwrite, insist, restart)  # a refusal leaves no trace, not even the lock's file
         with run._creating():
             run._take_lock()
         try:
@@ -66,25 +67,33 @@ class Run:
                             "wait for it or choose another folder") from None
 
     def _settle(self, overwrite: bool, insist: bool, restart: bool) -> None:
+        """Act on the decision, now that no other process can change the folder."""
+        decision = self._decide(overwrite, insist, restart)
+        self.finished = decision == "finished"
+        if decision == "replace":
+            self._clear()
+            self._write_owner(finished=False)
+
+    def _decide(self, overwrite: bool, insist: bool, restart: bool) -> str:
+        """What to do with the folder: it is "finished", to "continue", or to "replace". Raises UserError."""
         found = read_json(self.folder / files.RUN)
         differing = None if found is None else _differing(found.get("arguments", {}), self.arguments)
-        self.finished = bool(found and found.get("finished") and not differing and not overwrite and not restart)
-        if self.finished:
-            return
-        unfinished = found is not None and not found.get("finished") and not differing
+        ours = found is not None and not differing
+        if ours and found.get("finished") and not overwrite and not restart:
+            return "finished"
+        unfinished = ours and not found.get("finished")
         if insist and not (unfinished and self._pointer()):
             raise UserError(f"--should_continue: {self.folder} holds no checkpoint of this command to go on from")
         if unfinished and not restart:
-            return
+            return "continue"
         if self._filled() and not overwrite and not (unfinished and restart):
             why = f"holds a run with other arguments ({', '.join(differing)})" if differing else "is not empty"
             raise UserError(f"--output_dir {self.folder} {why}; give --overwrite_output_dir to replace it, "
                             "or another folder")
-        self._clear()
-        self._write_owner(finished=False)
+        return "replace"
 
     def _filled(self) -> bool:
-        return any(entry.name != files.LOCK for entry in self.folder.iterdir())
+        return self.folder.is_dir() and any(entry.name != files.LOCK for entry in self.folder.iterdir())
 
     def _clear(self) -> None:
         """Remove an earlier run's files, by their names: anything else in the folder stays."""
@@ -98,7 +107,8 @@ class Run:
     def finish(self) -> None:
         """Mark the run finished and drop the checkpoint that it no longer needs."""
         self._write_owner(finished=True)
-        for old in self.folder.glob(f"{files.STATE}*"):
+        self._pointer_path().unlink(missing_ok=True)
+        for old in self.folder.glob(f"{files.STATE}-*.pt"):
             old.unlink()
 
     def close(self) -> None:

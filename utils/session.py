@@ -104,15 +104,22 @@ def run_fine_tuning(task, model: nn.Module, tokenizer, ticket: finetune.Ticket, 
         trainer = Trainer(model, task, s.recipe, s.device)
         evaluate = Evaluator(task, model, s, journal)
         during = s.logging_steps if s.evaluate and s.evaluate_during_training else 0
-        periodic = [
-            (during, lambda step: evaluate(step, None, ticket.row, step == total)),
-            (save_steps, lambda step: finetune.save_checkpoint(model, tokenizer, run.folder, step, s.keep_models)),
-        ]
+
+        def evaluate_once(step: int) -> None:
+            if evaluate.last_step != step:
+                evaluate(step, None, ticket.row, step == total)
+
+        def save(step: int) -> None:
+            finetune.save_checkpoint(model, tokenizer, run.folder, step, s.keep_models)
+            if s.evaluate and s.evaluate_checkpoints:
+                evaluate_once(step)
+
+        periodic = [(during, evaluate_once), (save_steps, save)]
         with Watch(trainer, run, journal, total, s.logging_steps, s.checkpoint_minutes, periodic) as watch:
             finetune.fine_tune(trainer, total, planned, order, watch)
             finetune.save_final(model, tokenizer, run.folder)
-            if s.evaluate and evaluate.last_step != total:
-                evaluate(total, None, ticket.row, True)
+            if s.evaluate:
+                evaluate_once(total)
         run.finish()
         say(_table(task, run.results()))
 
@@ -128,8 +135,9 @@ def run_evaluation(task, model: nn.Module, ticket: finetune.Ticket, init: str, i
     found = files.checkpoints(run.folder) if s.evaluate_checkpoints else []
     before = len(run.results())
     for folder in found:
+        step = int(folder.name.rpartition("-")[2])
         models.reload(model, str(folder))
-        evaluate(int(folder.name.rpartition("-")[2]), None, ticket.row, True)
+        evaluate(step, None, imp.trained_mask(run.folder, folder) or ticket.row, True)
     if not found:
         evaluate(0, None, ticket.row, True)
     journal.close()
