@@ -41,7 +41,7 @@ def main():
         return
 
     # train and evaluate
-    order = Order(task.train_rows, args.per_gpu_train_batch_size, args.gradient_accumulation_steps, args.seed)
+    order = Order(task.train_rows, cli.batch_size(args), args.gradient_accumulation_steps, args.seed)
     planned = cli.total_steps(args.max_steps, args.num_train_epochs, order.steps_per_epoch)
     total = planned + (args.as_released and args.max_steps > 0)  # the released loop stops one step late
     session.run_fine_tuning(task, model, tokenizer, ticket, init, init_info, total, planned, args.save_steps or 0, settings)

@@ -68,7 +68,7 @@ def main():
         return
 
     # train and evaluate, or rounds of training, pruning and rewinding
-    order = Order(task.train_rows, args.per_gpu_train_batch_size, args.gradient_accumulation_steps, args.seed)
+    order = Order(task.train_rows, cli.batch_size(args), args.gradient_accumulation_steps, args.seed)
     total = cli.total_steps(args.max_steps, args.num_train_epochs, order.steps_per_epoch)
     if finding:
         masks.attach(model)

@@ -238,6 +238,7 @@ def test_accents_composed_and_decomposed_belong_to_their_letter(tokenizer):
     ("in (1895-1943).", "1895", 4, "1 ##8 ##9 ##5"),  # punctuation around it falls away
     ("the 1990s boom", "1990", 4, "1 ##9 ##9 ##0"),  # a beginning of a word
     ("the 1990s boom", "990", 5, "1 ##9 ##9 ##0 ##s"),  # no beginning: all of the word
+    ("the 1990s boom", "990s ", 5, "1 ##9 ##9 ##0 ##s"),  # and none of the next one
     ("one-two one", "two", 4, "two"),
     ("one two one two", "one two", 8, "one two"),  # its place decides, not its first occurrence
     ("one  two", "one two", 0, "one two"),  # spaces are not compared

@@ -8,9 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-from utils import glue_data, imp, models, text
+from utils import distributed, glue_data, imp, models, text
 from utils.errors import UserError
 from utils.glue import GlueTask
 from utils.mlm import MlmTask
@@ -39,6 +37,11 @@ def run(main: Callable[[], None]) -> None:
         main()
     except (UserError, LossNotFinite) as error:
         _end(str(error), 2)
+    except RuntimeError as error:
+        if distributed.size() == 1:
+            raise
+        _end(f"process {distributed.rank()}: {str(error).splitlines()[0]}; another process was lost or disagrees, "
+             "the same command goes on from the last checkpoint", 1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO):
             raise
@@ -48,7 +51,8 @@ def run(main: Callable[[], None]) -> None:
 
 def _end(message: str, code: int) -> None:
     script = os.path.basename(sys.argv[0])
-    print(f"{script}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    if code == 1 or distributed.first():
+        print(f"{script}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     raise SystemExit(code)
 
 
@@ -225,16 +229,16 @@ def check_training_flags(args: argparse.Namespace) -> None:
         raise UserError("--fp16 and --bf16 exclude each other; give one")
 
 
-def device(no_cuda: bool) -> torch.device:
-    """The GPU where there is one and --no_cuda is not given."""
-    return torch.device("cuda" if torch.cuda.is_available() and not no_cuda else "cpu")
-
-
 def recipe(args: argparse.Namespace) -> Recipe:
     """The hyper-parameters that the flags give."""
     precision = "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32"
-    return Recipe(args.learning_rate, args.per_gpu_train_batch_size, args.gradient_accumulation_steps, args.adam_epsilon,
+    return Recipe(args.learning_rate, batch_size(args), args.gradient_accumulation_steps, args.adam_epsilon,
                   args.weight_decay, args.max_grad_norm, args.warmup_steps, precision)
+
+
+def batch_size(args: argparse.Namespace) -> int:
+    """Training rows in a batch over all processes."""
+    return args.per_gpu_train_batch_size * distributed.size()
 
 
 def total_steps(max_steps: int, epochs: float, steps_per_epoch: int) -> int:
@@ -244,10 +248,11 @@ def total_steps(max_steps: int, epochs: float, steps_per_epoch: int) -> int:
 
 def settings(args: argparse.Namespace) -> Settings:
     """How the run goes, from the flags that all training scripts share."""
+    device = distributed.join(args.no_cuda)  # before the batch size, which counts the processes
     return Settings(
         script=os.path.basename(sys.argv[0]), output_dir=args.output_dir, arguments=dict(sorted(vars(args).items())),
         overwrite=args.overwrite_output_dir, insist=args.should_continue, restart=args.restart, recipe=recipe(args),
-        device=device(args.no_cuda), seed=args.seed, logging_steps=args.logging_steps,
+        device=device, seed=args.seed, logging_steps=args.logging_steps,
         checkpoint_minutes=args.checkpoint_minutes, evaluate=args.do_eval,
         evaluate_during_training=args.evaluate_during_training, evaluate_checkpoints=args.eval_all_checkpoints,
         keep_models=args.save_total_limit,

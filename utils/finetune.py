@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import files, masks, models, seeds
+from utils import distributed, files, masks, models, seeds
 from utils.optim import linear_schedule
 from utils.training import Plan, Trainer
 from utils.watch import Watch
@@ -30,7 +30,7 @@ def fine_tune(trainer: Trainer, total: int, planned: int, order: seeds.Order, wa
     _, done = watch.resume() or (0, 0)
     watch.begin_round(0, 0, done)
     if done == 0:
-        seeds.seed_round(order.seed, 0)
+        seeds.seed_round(order.seed, 0, distributed.rank())
     rate = linear_schedule(trainer.recipe.learning_rate, planned, trainer.recipe.warmup_steps)
     trainer.train(Plan(total, rate, lambda step: order.batches(0, step)), done, (order.seed, 0), watch)
     watch.flush()
@@ -38,6 +38,8 @@ def fine_tune(trainer: Trainer, total: int, planned: int, order: seeds.Order, wa
 
 def save_checkpoint(model, tokenizer, folder: Path, step: int, keep: int | None) -> None:
     """Save the plain model in checkpoint-STEP, and drop the oldest beyond `keep`."""
+    if not distributed.first():
+        return
     with files.folder_written_whole(folder / files.checkpoint_name(step)) as temporary:
         models.save_pretrained(model, tokenizer, temporary)
     for old in files.checkpoints(folder)[: -keep if keep else 0]:
@@ -46,6 +48,8 @@ def save_checkpoint(model, tokenizer, folder: Path, step: int, keep: int | None)
 
 def save_final(model, tokenizer, folder: Path) -> None:
     """Put the trained model into the output folder itself, each file whole."""
+    if not distributed.first():
+        return
     with files.folder_written_whole(folder / files.checkpoint_name(0)) as temporary:
         models.save_pretrained(model, tokenizer, temporary)
     for file in (folder / files.checkpoint_name(0)).iterdir():

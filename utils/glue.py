@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils import glue_data, metrics
+from utils.distributed import mine, my_rows, total_array
 from utils.models import SequenceClassifier, encode, pool
 from utils.rows import Packed, Rows, by_length, pack
 from utils.training import autocast
@@ -20,7 +21,7 @@ class GlueBatch:
 
     packed: Packed
     labels: torch.Tensor
-    total: int  # rows of the whole batch, over all processes
+    total: float  # rows of the whole batch, over all processes
 
 
 class GlueTask:
@@ -61,7 +62,8 @@ class GlueTask:
     def train_batch(self, rows: np.ndarray, place: tuple[int, ...], device: torch.device) -> GlueBatch:
         """The batch of these training rows; nothing in it is random, so `place` is not used."""
         features, labels = self.train
-        return GlueBatch(pack(features, rows, self.pad_to).to(device), torch.from_numpy(labels[rows]).to(device), len(rows))
+        own, total = my_rows(rows)
+        return GlueBatch(pack(features, own, self.pad_to).to(device), torch.from_numpy(labels[own]).to(device), total)
 
     def logits(self, model: nn.Module, packed: Packed) -> torch.Tensor:
         """[B, labels]"""
@@ -79,12 +81,12 @@ class GlueTask:
     def predict(self, model: nn.Module, rows: Rows, device: torch.device, precision: str = "fp32") -> np.ndarray:
         """Logits of every row, in the rows' order, float32 [n, labels]."""
         model.eval()
-        found = np.empty((len(rows), self.labels), dtype=np.float32)
-        for batch in by_length(rows):
+        found = np.zeros((len(rows), self.labels), dtype=np.float32)
+        for batch in mine(by_length(rows)):
             with autocast(device, precision):
                 logits = self.logits(model, pack(rows, batch, self.pad_to).to(device))
             found[batch] = logits.float().cpu().numpy()
-        return found
+        return total_array(found)
 
     def evaluate(self, model: nn.Module, device: torch.device, precision: str, folder: Path, prefix: str) -> dict:
         """The metrics on the development set; MNLI's mismatched ones carry the suffix `_mm`."""

@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.rows import Rows
 
 CACHE = "cached_{split}_{task}_{max_length}_{digest}.npz"
-CACHE_FORMAT = "glue rows 1"  # another number makes every older cache void
+CACHE_FORMAT = "glue rows 2"  # another number makes every older cache void
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 CHUNK = 8192  # texts tokenized at a time: the tokenizer's own objects take kilobytes each
 
@@ -33,6 +33,7 @@ class GlueSpec:
     header: tuple[str, ...] | None = None  # the columns of files that have no header line
     dev: str | None = "dev.tsv"
     dev_mismatched: str | None = None
+    torn: bool = False  # the public files hold a few rows with too few columns, which are left out as the released code does
 
     @property
     def files(self) -> dict[str, str]:
@@ -53,7 +54,7 @@ SPECS = {
         GlueSpec("mrpc", _BINARY, "#1 String", "#2 String", "Quality"),
         GlueSpec("sst-2", _BINARY, "sentence", None),
         GlueSpec("sts-b", None, label="score"),
-        GlueSpec("qqp", _BINARY, "question1", "question2", "is_duplicate"),
+        GlueSpec("qqp", _BINARY, "question1", "question2", "is_duplicate", torn=True),
         GlueSpec("qnli", _ENTAILMENT, "question", "sentence"),
         GlueSpec("rte", _ENTAILMENT),
         GlueSpec("wnli", _BINARY),
@@ -63,11 +64,15 @@ SPECS = {
 
 @dataclass
 class GlueExamples:
-    """The n rows of one file: texts, and labels as class numbers int64 [n] or scores float32 [n]."""
+    """The n rows of one file: texts, and labels as class numbers int64 [n] or scores float32 [n].
+
+    left_out: the rows (lines of the file, from 1) that are torn and left out, int64.
+    """
 
     text_a: list[str]
     text_b: list[str] | None
     labels: np.ndarray
+    left_out: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def find_spec(task_name: str) -> GlueSpec:
@@ -91,11 +96,11 @@ def load(
     """The rows of one split ("train", "dev", "dev_mismatched") cut to `max_length` tokens, and their labels [n].
 
     Kept in a cache in `cache_dir`, or beside the data, that is keyed by the file's content and the tokenizer.
-    Raises UserError where the file is missing or malformed.
+    Rows that are left out (torn ones of QQP) are named on stderr. Raises UserError where the file is missing or malformed.
     """
     path = _data_file(spec, data_dir, split)
     specials = f"{tokenizer.cls_token_id} {tokenizer.sep_token_id}"
-    key = digest(CACHE_FORMAT, spec.name, path, _bare(tokenizer).to_str(), specials)
+    key = digest(CACHE_FORMAT, repr(spec), path, _bare(tokenizer).to_str(), specials)
     name = CACHE.format(split=split, task=spec.name, max_length=max_length, digest=key)
     cache = (cache_dir or data_dir) / name
     build = functools.partial(_arrays, spec, path, tokenizer, max_length)
@@ -103,6 +108,9 @@ def load(
     if not _sound(arrays):
         print(f"warning: {cache}: cache holds no rows of this task; building it anew", file=sys.stderr)
         arrays = cached_arrays(cache, build, overwrite=True)
+    if left_out := arrays["left_out"].tolist():
+        print(f"{path}: rows with too few columns are left out, as the released code does: "
+              f"{', '.join(map(str, left_out))}", file=sys.stderr)
     return Rows(arrays["ids"], arrays["types"], arrays["starts"]), arrays["labels"]
 
 
@@ -118,13 +126,16 @@ def read_examples(spec: GlueSpec, path: Path) -> GlueExamples:
         if column is not None and column not in header:
             raise UserError(f"{path} row 1: the header has no column {column!r} ({spec.name} needs it), "
                             f"only {', '.join(map(repr, header))[:200]}")
-    rows = [line.split("\t") for line in lines[first - 1:]]
+    rows = {number: line.split("\t") for number, line in enumerate(lines[first - 1:], first)}
+    left_out = [number for number, row in rows.items() if len(row) < len(header)] if spec.torn else []
+    for number in left_out:
+        del rows[number]
     if not rows:
         raise UserError(f"{path}: no rows below the header; {spec.name} needs at least one")
-    _check_widths(path, rows, header, first)
-    labels = _labels(spec, path, _column(rows, header, spec.label), first)
+    _check_widths(path, rows, header)
+    labels = _labels(spec, path, _column(rows, header, spec.label), list(rows))
     text_b = _column(rows, header, spec.text_b) if spec.text_b else None
-    return GlueExamples(_column(rows, header, spec.text_a), text_b, labels)
+    return GlueExamples(_column(rows, header, spec.text_a), text_b, labels, np.array(left_out, dtype=np.int64))
 
 
 def features(examples: GlueExamples, tokenizer, max_length: int) -> Rows:
@@ -183,26 +194,26 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def _check_widths(path: Path, rows: list[list[str]], header: list[str], first: int) -> None:
-    wrong = [first + at for at, row in enumerate(rows) if len(row) != len(header)]
+def _check_widths(path: Path, rows: dict[int, list[str]], header: list[str]) -> None:
+    wrong = [number for number, row in rows.items() if len(row) != len(header)]
     if wrong:
         others = f" ({len(wrong)} such rows: {', '.join(map(str, wrong[:50]))})" if len(wrong) > 1 else ""
-        raise UserError(f"{path} row {wrong[0]}: {len(rows[wrong[0] - first])} columns instead of {len(header)}"
+        raise UserError(f"{path} row {wrong[0]}: {len(rows[wrong[0]])} columns instead of {len(header)}"
                         f"{others}; mend or delete it")
 
 
-def _column(rows: list[list[str]], header: list[str], name: str) -> list[str]:
+def _column(rows: dict[int, list[str]], header: list[str], name: str) -> list[str]:
     at = header.index(name)
-    return [row[at] for row in rows]
+    return [row[at] for row in rows.values()]
 
 
-def _labels(spec: GlueSpec, path: Path, texts: list[str], first: int) -> np.ndarray:
+def _labels(spec: GlueSpec, path: Path, texts: list[str], numbers: list[int]) -> np.ndarray:
     known = {text: number for number, text in enumerate(spec.labels or ())}
     values = [_score(text) if spec.labels is None else known.get(text) for text in texts]
     if None in values:
         at = values.index(None)
         wanted = f"one of {', '.join(known)}" if known else "a finite number"
-        raise UserError(f"{path} row {first + at}: {spec.label} is {texts[at][:60]!r}, must be {wanted}")
+        raise UserError(f"{path} row {numbers[at]}: {spec.label} is {texts[at][:60]!r}, must be {wanted}")
     return np.array(values, dtype=np.float32 if spec.labels is None else np.int64)
 
 
@@ -257,12 +268,13 @@ def _spans(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def _arrays(spec: GlueSpec, path: Path, tokenizer, max_length: int) -> dict[str, np.ndarray]:
     examples = read_examples(spec, path)
     rows = features(examples, tokenizer, max_length)
-    return {"ids": rows.ids, "types": rows.types, "starts": rows.starts, "labels": examples.labels}
+    return {"ids": rows.ids, "types": rows.types, "starts": rows.starts, "labels": examples.labels,
+            "left_out": examples.left_out}
 
 
 def _sound(arrays: dict[str, np.ndarray]) -> bool:
     """Whether cached arrays fit together as rows and labels."""
-    if set(arrays) != {"ids", "types", "starts", "labels"} or any(a.ndim != 1 for a in arrays.values()):
+    if set(arrays) != {"ids", "types", "starts", "labels", "left_out"} or any(a.ndim != 1 for a in arrays.values()):
         return False
     ids, types, starts, labels = (arrays[name] for name in ("ids", "types", "starts", "labels"))
     integers = all(array.dtype.kind in "iu" for array in (ids, types, starts))

@@ -1,5 +1,6 @@
 """Algorithm 1 of the paper: iterative magnitude pruning with rewinding; the only loop of rounds, for every task."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from utils import files, masks, models, report, seeds
+from utils import distributed, files, masks, models, report, seeds
 from utils.errors import UserError
 from utils.optim import linear_schedule
 from utils.run import Run, read_json
@@ -95,7 +96,7 @@ def find_tickets(trainer: Trainer, policy: Policy, order: seeds.Order, tickets: 
         tickets.begin(round_)
         watch.begin_round(round_, round_ * policy.round_steps, start)
         if start == policy.start(round_) and not (policy.data_run_on and round_):
-            seeds.seed_round(order.seed, round_)
+            seeds.seed_round(order.seed, round_, distributed.rank())
         plan = policy.plan(round_, trainer.recipe, order)
         if round_ == 0 and 0 < policy.rewind_steps >= start:
             theta, start = _train_to_theta_i(trainer, policy, plan, start, order.seed, tickets, watch)
@@ -103,7 +104,8 @@ def find_tickets(trainer: Trainer, policy: Policy, order: seeds.Order, tickets: 
         watch.flush()
         score = tickets.score(round_)
         with tickets.checkpoint(round_) as folder:
-            models.save_pretrained(model, tickets.tokenizer, folder)
+            if folder is not None:
+                models.save_pretrained(model, tickets.tokenizer, folder)
             if policy.target(round_) is not None:
                 masks.prune_to(model, policy.target(round_))
                 tickets.add(round_, masks.current(model), folder, score)
@@ -169,22 +171,26 @@ class Tickets:
         return self.evaluate(step or end, round_ + 1, self.mask_row(round_), step is None)
 
     def checkpoint(self, round_: int):
-        """The folder of `round_`, written whole."""
-        return files.folder_written_whole(self.folder(round_))
+        """The folder of `round_`, written whole by the first process; None to the others."""
+        return files.folder_written_whole(self.folder(round_)) if distributed.first() else contextlib.nullcontext()
 
     def folder(self, round_: int) -> Path:
         """checkpoint-STEP, STEP being the global step at which `round_` ends."""
         return self.run.folder / files.checkpoint_name((round_ + 1) * self.policy.round_steps)
 
-    def add(self, round_: int, mask: masks.Mask, folder: Path, score: float | None) -> None:
-        """Save the mask pruned after `round_` in `folder` and enter it in the list."""
-        sparsity = round(masks.sparsity(mask), 9)
-        sha256 = masks.save(mask, folder / files.MASK, self.origin(sparsity))
+    def add(self, round_: int, mask: masks.Mask, folder: Path | None, score: float | None) -> None:
+        """Save the mask pruned after `round_` in `folder` and enter it in the list; all processes must have the same."""
+        sparsity, sha256 = round(masks.sparsity(mask), 9), masks.digest(mask)
+        distributed.check_same(sha256, f"mask of round {round_ + 1}")
+        if folder is not None:
+            masks.save(mask, folder / files.MASK, self.origin(sparsity))
         path = f"{self.folder(round_).name}/{files.MASK}"
         self.entries.append({"round": round_ + 1, "sparsity": sparsity, "mask": path, "mask_sha256": sha256, "score": score})
 
     def publish(self, round_: int, score: float | None, time_left: float) -> None:
         """Write the index, drop subnetworks over the limit, and print the line of `round_`."""
+        if not distributed.first():
+            return
         index = {"task": self.task, "seed": self.run.arguments.get("seed"), "tickets": self.entries}
         files.write_json(self.run.folder / files.TICKETS, index)
         if self.keep_models and round_ >= self.keep_models:
@@ -208,7 +214,8 @@ class Tickets:
     def save_theta(self, theta: dict[str, torch.Tensor]) -> None:
         """Keep theta_i and gamma_i: later rounds and `--weight_pertub` read them."""
         info = {**self.origin(0.0), "mode": "rewound"}
-        models.save_weights(theta, self.run.folder / files.REWIND_WEIGHTS, info)
+        if distributed.first():
+            models.save_weights(theta, self.run.folder / files.REWIND_WEIGHTS, info)
 
     def load_theta(self, theta: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """theta_i and gamma_i of this run, named as in `theta`."""

@@ -7,6 +7,7 @@ A mask is a dict of bool tensors, one per prunable matrix, keyed as the released
 import hashlib
 import math
 import pickle
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -235,9 +236,11 @@ def load_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the {what} file is empty; write it anew")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: not a {what} file of tensors only, refused ({_first_line(error)})") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickles, which are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's message would advise to trust the file
+        raise UserError(f"{path}: not a {what} file of tensors only; refused, nothing in it was run") from error
     except Exception as error:  # torch raises many kinds for a damaged file
         raise UserError(f"{path}: the {what} file is cut short or damaged ({_first_line(error)})") from error
     if not isinstance(content, dict) or not content:

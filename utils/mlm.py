@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils import distributed
 from utils.masking import mask_tokens, special_mask
 from utils.metrics import SCORE
 from utils.models import MaskedLanguageModel, encode
-from utils.rows import Packed, pack
+from utils.rows import Packed, Rows, pack
 from utils.seeds import derive
 from utils.text import Blocks
 from utils.training import autocast
@@ -31,7 +32,20 @@ class MlmBatch:
     packed: Packed
     places: torch.Tensor
     targets: torch.Tensor
-    total: int  # tokens to predict in the whole batch, over all processes
+    total: float  # tokens to predict in the whole batch, over all processes
+
+
+def _my_share(batch: MlmBatch, rows: Rows) -> MlmBatch:
+    """This process's rows of a batch, masked as they are in the whole: the draws do not depend on the processes."""
+    own, total = distributed.my_rows(np.arange(len(rows)))
+    row_of = batch.packed.slots // batch.packed.width
+    mine = torch.isin(row_of, torch.from_numpy(own).to(row_of.device))
+    chosen = torch.zeros_like(mine).index_fill(0, batch.places, True)
+    targets = torch.zeros_like(row_of).index_copy(0, batch.places, batch.targets)
+    packed = pack(rows, own).to(row_of.device)
+    packed.ids = batch.packed.ids[:, mine]
+    places = torch.nonzero(chosen[mine]).flatten()
+    return MlmBatch(packed, places, targets[mine][places], float("inf") if total == float("inf") else batch.total)
 
 
 class MlmTask:
@@ -51,8 +65,10 @@ class MlmTask:
 
     def train_batch(self, rows: np.ndarray, place: tuple[int, ...], device: torch.device) -> MlmBatch:
         """The batch of these blocks, masked on `device` by a generator that `place` seeds."""
-        packed = pack(self.train.gather(np.sort(rows)), np.arange(len(rows))).to(device)
-        return self.masked(packed, torch.Generator(device).manual_seed(derive(*place, 3)))
+        gathered = self.train.gather(np.sort(rows))
+        packed = pack(gathered, np.arange(len(rows))).to(device)
+        batch = self.masked(packed, torch.Generator(device).manual_seed(derive(*place, 3)))
+        return batch if distributed.size() == 1 else _my_share(batch, gathered)
 
     def masked(self, packed: Packed, generator: torch.Generator) -> MlmBatch:
         """Mask a packed batch: 15 % of its tokens, never special ones."""
@@ -77,22 +93,24 @@ class MlmTask:
         """Accuracy over the masked tokens of the text, and perplexity (e to the mean cross-entropy)."""
         model.eval()
         self._evaluations += 1
-        right = loss = masked = weighted = tokens = 0.0
+        sums, counts = torch.zeros(3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
         for batch in self._dev_batches(device):
             with autocast(device, precision):
                 logits = self.logits(model, batch).float()
-            hits = float((logits.argmax(-1) == batch.targets).sum())
+            hits = (logits.argmax(-1) == batch.targets).sum()
             size = batch.packed.ids.numel()
-            right, masked, tokens = right + hits, masked + batch.total, tokens + size
-            weighted += size * hits / max(1, batch.total)
-            loss += float(F.cross_entropy(logits, batch.targets, reduction="sum"))
+            loss = F.cross_entropy(logits, batch.targets, reduction="sum")
+            sums += torch.stack([v.double() for v in (hits, loss, hits * size / max(1, batch.total))]).cpu()
+            counts += torch.tensor([batch.total, size])
+        right, loss, weighted = distributed.total(sums.to(device)).tolist()
+        masked, tokens = distributed.total(counts.to(device)).tolist()
         accuracy = weighted / tokens if self.as_released_batch else right / max(1, masked)
         return {"accuracy": accuracy, "perplexity": math.exp(min(700.0, loss / max(1, masked)))}
 
     def _dev_batches(self, device: torch.device):
         size = self.as_released_batch or max(1, EVALUATION_TOKENS // self.dev.block_size)
         drawn_anew = self._evaluations if self.as_released_batch else 0
-        for begin in range(0, len(self.dev), size):
+        for begin in distributed.mine(range(0, len(self.dev), size)):
             blocks = np.arange(begin, min(begin + size, len(self.dev)))
             rows = self.dev.gather(blocks)
             packed = pack(rows, np.arange(len(rows)))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils import files
+from utils import distributed, files
 from utils.run import Run
 
 VERSIONS = ("torch", "transformers", "tokenizers", "numpy")
@@ -37,7 +37,8 @@ class Journal:
                "score": self.score(metrics), "wall_seconds": round(self.run.seconds(), 1)}
         self.run.append_result(row)
         lines = "".join(f"{key} = {metrics[key]}\n" for key in sorted(metrics))
-        files.write_text(self.run.folder / files.EVAL_RESULTS, lines)
+        if distributed.first():
+            files.write_text(self.run.folder / files.EVAL_RESULTS, lines)
         for key, value in metrics.items():
             if value is not None:
                 self.scalar(f"eval_{key}", value, step)
@@ -50,6 +51,8 @@ class Journal:
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """One TensorBoard point."""
+        if not distributed.first():
+            return
         if self._events is None:
             from tensorboardX import SummaryWriter  # its import takes a while: only where it is used
 
@@ -63,7 +66,9 @@ class Journal:
 
 
 def say(line: str) -> None:
-    """Print one line to stdout without tearing the progress bar."""
+    """Print one line to stdout, once, without tearing the progress bar."""
+    if not distributed.first():
+        return
     with tqdm.external_write_mode(file=sys.stdout):
         print(line, flush=True)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from utils import files
+from utils import distributed, files
 from utils.errors import UserError
 
 # Arguments that may change between a run and its continuation: they change no result.
@@ -38,6 +38,18 @@ class Run:
         (--should_continue) fails without a checkpoint; `restart` (--restart) never continues. Raises UserError with
         nothing changed if the folder may not be used.
         """
+        if not distributed.first():
+            return Follower.of(folder, arguments)
+        try:
+            run = cls._taken(folder, arguments, overwrite, insist, restart)
+        except UserError:
+            distributed.from_first(None)
+            raise
+        distributed.from_first((run.finished,))
+        return run
+
+    @classmethod
+    def _taken(cls, folder: str, arguments: dict, overwrite: bool, insist: bool, restart: bool) -> "Run":
         run = cls(Path(folder), arguments)
         run._decide(overwrite, insist, restart)  # a refusal leaves no trace, not even the lock's file
         with run._creating():
@@ -96,9 +108,12 @@ class Run:
         return self.folder.is_dir() and any(entry.name != files.LOCK for entry in self.folder.iterdir())
 
     def _clear(self) -> None:
-        """Remove an earlier run's files, by their names: anything else in the folder stays."""
+        """Remove an earlier run's files, by their names: anything else stays, and a model that no run put there."""
+        owner = self.folder / files.RUN
+        kept = () if owner.exists() else files.MODEL_FILES
+        owner.unlink(missing_ok=True)  # first: half a run is nobody's, and never taken for a finished one
         for entry in self.folder.iterdir():
-            if files.is_ours(entry.name):
+            if files.is_ours(entry.name) and entry.name not in kept:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
     def _write_owner(self, finished: bool) -> None:
@@ -186,6 +201,32 @@ class Run:
 
     def _pointer(self) -> dict | None:
         return read_json(self._pointer_path())
+
+
+class Follower(Run):
+    """The run as all processes but the first see it: they read its state and write nothing."""
+
+    @classmethod
+    def of(cls, folder: str, arguments: dict) -> "Follower":
+        """The run that the first process has opened; ends this process where the first could not."""
+        outcome = distributed.from_first(None)
+        if outcome is None:
+            raise SystemExit(2)
+        run = cls(Path(folder), arguments)
+        run.finished = outcome[0]
+        return run
+
+    def finish(self) -> None:
+        """Nothing: the first process does it."""
+
+    def append_result(self, row: dict) -> None:
+        """Nothing: the first process does it."""
+
+    def save_state(self, state: dict) -> None:
+        """Nothing: the first process does it."""
+
+    def _take_back_results(self, size: int) -> None:
+        pass
 
 
 def read_json(path: Path) -> dict | None:

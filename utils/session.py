@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils import files, finetune, imp, masks, models, report, seeds
+from utils import distributed, files, finetune, imp, masks, models, report, seeds
 from utils.report import Journal, say
 from utils.run import Run
 from utils.training import Recipe, Trainer
@@ -41,13 +41,11 @@ class Evaluator:
 
     def __init__(self, task, model: nn.Module, settings: Settings, journal: Journal):
         self.task, self.model, self.settings, self.journal = task, model, settings, journal
-        self.last_step: int | None = None
 
     def __call__(self, step: int, round_: int | None, mask_row: dict, final: bool) -> float:
         s = self.settings
         metrics = self.task.evaluate(self.model, s.device, s.recipe.precision, self.journal.run.folder, str(step))
         row = self.journal.evaluation(step=step, round_=round_, mask=mask_row, metrics=metrics, final=final)
-        self.last_step = step
         return row["score"]
 
 
@@ -106,7 +104,7 @@ def run_fine_tuning(task, model: nn.Module, tokenizer, ticket: finetune.Ticket, 
         during = s.logging_steps if s.evaluate and s.evaluate_during_training else 0
 
         def evaluate_once(step: int) -> None:
-            if evaluate.last_step != step:
+            if not distributed.from_first(any(row["step"] == step and row["method"] == "train" for row in run.results())):
                 evaluate(step, None, ticket.row, step == total)
 
         def save(step: int) -> None:

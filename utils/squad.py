@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils import squad_answers, squad_data
+from utils import distributed, squad_answers, squad_data
+from utils.distributed import mine, my_rows, total_array
 from utils.metrics import SCORE
 from utils.models import QuestionAnswerer, encode
 from utils.rows import Packed, by_length, pack
@@ -22,7 +23,7 @@ class SquadBatch:
     packed: Packed
     start: torch.Tensor
     end: torch.Tensor
-    total: int  # windows of the whole batch, over all processes
+    total: float  # windows of the whole batch, over all processes
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ class SquadTask:
 
     def train_batch(self, rows: np.ndarray, place: tuple[int, ...], device: torch.device) -> SquadBatch:
         """The batch of these windows; nothing in it is random, so `place` is not used."""
-        w = self.train
-        start, end = (torch.from_numpy(a[rows].astype(np.int64)).to(device) for a in (w.start, w.end))
-        return SquadBatch(pack(w.rows, rows, self.pad_to).to(device), start, end, len(rows))
+        w, (own, total) = self.train, my_rows(rows)
+        start, end = (torch.from_numpy(a[own].astype(np.int64)).to(device) for a in (w.start, w.end))
+        return SquadBatch(pack(w.rows, own, self.pad_to).to(device), start, end, total)
 
     def logits(self, model: nn.Module, packed: Packed) -> torch.Tensor:
         """Start and end logits, [2, B, W], -inf where a window has no token."""
@@ -78,14 +79,16 @@ class SquadTask:
         """Start and end logits of every window of the evaluation file: two lists of float32 arrays, one per window."""
         model.eval()
         rows = self.dev[1].rows
-        start, end = [None] * len(rows), [None] * len(rows)
-        for batch in by_length(rows):
+        sizes = np.full(len(rows), self.pad_to) if self.pad_to else rows.lengths()
+        ends = np.cumsum(sizes)
+        found = np.zeros((2, int(ends[-1])), dtype=np.float32)
+        for batch in mine(by_length(rows)):
             packed = pack(rows, batch, self.pad_to).to(device)
             with autocast(device, precision):
                 logits = self.logits(model, packed).cpu().numpy()
             for place, row in enumerate(batch):
-                size = self.pad_to or int(rows.starts[row + 1] - rows.starts[row])
-                start[row], end[row] = logits[0, place, :size], logits[1, place, :size]
+                found[:, ends[row] - sizes[row] : ends[row]] = logits[:, place, : sizes[row]]
+        start, end = (np.split(logits, ends[:-1]) for logits in total_array(found))
         return start, end
 
     def evaluate(self, model: nn.Module, device: torch.device, precision: str, folder: Path, prefix: str) -> dict:
@@ -96,6 +99,7 @@ class SquadTask:
             examples, windows, *self.predict(model, device, precision), o.n_best_size, o.max_answer_length, o.v2,
             o.null_score_diff_threshold, o.verbose,
         )
-        squad_answers.write_predictions(folder, prefix, predictions, nbest, odds if o.v2 else None)
+        if distributed.first():
+            squad_answers.write_predictions(folder, prefix, predictions, nbest, odds if o.v2 else None)
         return squad_answers.squad_metrics(examples, predictions, o.v2, odds if o.v2 else None,
                                            o.null_score_diff_threshold)

@@ -340,7 +340,7 @@ def _max_context(
 
 
 def _best_window(offset: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """For each token of a context, the window with the most text on its poorer side; ties: the longer, then first."""
+    """For each token of a context, the window with the most text on its poorer side plus 0.01 of the window's width."""
     if len(offset) == 1:
         return np.zeros(width[0], dtype=np.int64)
     left = np.arange(offset[-1] + width[-1]) - offset[:, None]

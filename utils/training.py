@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from utils import distributed
 from utils.errors import UserError
 from utils.optim import ReleasedAdamW
 
@@ -48,6 +49,7 @@ class Trainer:
         if fp16 and device.type == "cpu":
             raise UserError("--fp16 needs a GPU; leave it out, or use --bf16")
         self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)
+        self.loss = distributed.loss_module(model, task)
         self.restart()
 
     def restart(self) -> None:
@@ -67,9 +69,11 @@ class Trainer:
         for number, rows in enumerate(batches):
             batch = self.task.train_batch(rows, (*place, number), self.device)
             with self.autocast():
-                loss = self.task.loss(self.model, batch) / len(batches)
-            self.scaler.scale(loss).backward()
+                loss = self.loss(batch) / len(batches)
+            # DistributedDataParallel takes the mean over the processes; the batch's mean is the sum of their shares
+            self.scaler.scale(loss * distributed.size()).backward()
             total += loss.detach()
+        distributed.total(total)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
         self.scaler.step(self.optimizer)

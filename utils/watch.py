@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from tqdm import tqdm
 
-from utils import seeds
+from utils import distributed, seeds
 from utils.report import Journal
 from utils.run import RESUME_EXIT_CODE, Run
 from utils.training import Trainer
@@ -42,13 +42,15 @@ class Watch:
         self.records: list[dict] = []  # loss, learning rate and gradient norm of every step of this process
         self._pending: list[tuple] = []
         self._total, self._bar = total, None
-        self._round, self._offset, self._skipped = 0, 0, 0
+        self._round, self._offset = 0, 0
+        self._place, self._skipped = 0, 0  # steps behind, and those of them that this process did not take
         self._began = time.monotonic()
         self._saved_at = time.monotonic()
         self._stop: int | None = None
 
     def __enter__(self) -> "Watch":
-        self._bar = tqdm(total=self._total, unit="step", file=sys.stderr, dynamic_ncols=True, leave=False)
+        self._bar = tqdm(total=self._total, unit="step", file=sys.stderr, dynamic_ncols=True, leave=False,
+                         disable=not distributed.first())
         self._handlers = {}
         if threading.current_thread() is threading.main_thread():
             self._handlers = {s: signal.signal(s, self._on_signal) for s in STOP_SIGNALS}
@@ -66,25 +68,27 @@ class Watch:
     def begin_round(self, round_: int, offset: int, start: int) -> None:
         """Steps now belong to `round_`, whose step 0 is global step `offset`; its step `start` is the next to come."""
         self._round, self._offset = round_, offset
-        self._skipped += offset + start - self._bar.n
-        self._bar.n = offset + start
+        self._skipped += offset + start - self._place
+        self._bar.n = self._place = offset + start
         self._bar.set_description(f"round {round_ + 1}", refresh=True)
 
     def after_step(self, step: int, rate: float, loss: torch.Tensor, norm: torch.Tensor, batches: list) -> None:
         """Called by the trainer after step `step` of the round (counted from 1), which took the rows in `batches`."""
         self._pending.append((step, rate, torch.stack((loss.float(), norm.float())), batches))
-        place = self._offset + step
+        place = self._place = self._offset + step
         calls = [call for every, call in self.periodic if every > 0 and place % every == 0]
         save = time.monotonic() - self._saved_at > self.checkpoint_seconds
-        if calls or save or self._stop or loss.device.type == "cpu" or len(self._pending) >= GPU_FLUSH:
+        save, stop = distributed.any_of(save, self._stop is not None)
+        if calls or save or stop or loss.device.type == "cpu" or len(self._pending) >= GPU_FLUSH:
             self.flush()
         self._bar.update()
         for call in calls:
             call(place)
             self.trainer.model.train()
-        if save or self._stop:
+        if save or stop:
             self.save(self._round, step)
-        self.stop_if_asked()
+        if stop:
+            self._end_by_signal()
 
     def flush(self) -> None:
         """Look at the losses since the last look: keep them, show the last, stop at one that is not finite."""
@@ -110,7 +114,7 @@ class Watch:
     def save(self, round_: int, step: int) -> None:
         """Keep everything needed to go on after step `step` of `round_`."""
         self.flush()
-        generators = seeds.generator_state()
+        generators = distributed.gathered(seeds.generator_state())
         self.run.save_state({"round": round_, "step": step, "generators": generators, **self.trainer.state()})
         self._saved_at = time.monotonic()
 
@@ -120,18 +124,22 @@ class Watch:
         if state is None:
             return None
         self.trainer.load_state(state)
-        seeds.set_generator_state(state["generators"])
+        generators = state["generators"]
+        seeds.set_generator_state(generators[distributed.rank() % len(generators)])
         return state["round"], state["step"]
 
     def stop_if_asked(self) -> None:
         """End the process if a signal came; the state has just been saved."""
-        if not self._stop:
-            return
-        name = signal.Signals(self._stop).name
-        print(f"{name}: state saved in {self.run.folder}; the same command goes on from here", file=sys.stderr)
+        if distributed.any_of(self._stop is not None)[0]:
+            self._end_by_signal()
+
+    def _end_by_signal(self) -> None:
+        if distributed.first():
+            name = signal.Signals(self._stop).name if self._stop else "a signal to another process"
+            print(f"{name}: state saved in {self.run.folder}; the same command goes on from here", file=sys.stderr)
         raise Preempted(RESUME_EXIT_CODE)
 
     def time_left(self) -> float:
         """Seconds until the end at the pace of this process so far, evaluations included."""
-        taken = self._bar.n - self._skipped
-        return (self._total - self._bar.n) * (time.monotonic() - self._began) / max(1, taken)
+        taken = self._place - self._skipped
+        return (self._total - self._place) * (time.monotonic() - self._began) / max(1, taken)

@@ -1,0 +1,136 @@
+"""Running the scripts: in this process, or each as a process of its own, forked cheaply from one with the libraries."""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parent.parent
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a script ended: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    def errors(self) -> list[str]:
+        """The lines on stderr but for the progress bar, which ends every state of itself with a carriage return."""
+        lines = [line.rsplit("\r", 1)[-1] for line in self.err.split("\n")]
+        return [line for line in lines if line.strip()]
+
+
+def run(script: str, *flags) -> Ended:
+    """Run a script's main in this process, as the command line would, and catch how it ends."""
+    from utils import cli
+
+    main = importlib.import_module(script.removesuffix(".py")).main
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (mock.patch.object(sys, "argv", [script, *map(str, flags)]),
+          contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)):
+        try:
+            cli.run(main)
+        except SystemExit as end:
+            code = end.code or 0
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+class Launcher:
+    """Starts scripts as processes. The libraries take seconds to import: one server does it once, and forks.
+
+    `environment` is set before anything is imported; `started` is the process id of the script that runs.
+    """
+
+    def __init__(self, environment: dict[str, str]):
+        self._server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                        env={**os.environ, **ONE_THREAD, **environment})
+
+    def start(self, script: str, *flags, cwd: Path, environment: dict[str, str] | None = None) -> "Launched":
+        """Start `script`; one at a time."""
+        folder = Path(tempfile.mkdtemp(prefix="launch-"))
+        request = {"script": str(ROOT / script), "flags": [str(f) for f in flags], "cwd": str(cwd), "folder": str(folder),
+                   "environment": environment or {}}
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return Launched(int(self._server.stdout.readline()), folder, self._server.stdout)
+
+    def __call__(self, script: str, *flags, cwd: Path, environment: dict[str, str] | None = None) -> Ended:
+        """Run `script` to its end."""
+        return self.start(script, *flags, cwd=cwd, environment=environment).wait()
+
+    def close(self) -> None:
+        """Stop the server."""
+        self._server.stdin.close()
+        self._server.wait()
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A script that runs: its process id, and where its output goes."""
+
+    pid: int
+    folder: Path
+    answers: io.TextIOBase
+
+    def wait(self) -> Ended:
+        """How it ended; a process that a signal killed has the code -signal."""
+        code = int(self.answers.readline())
+        texts = {name: (self.folder / name).read_bytes().decode() for name in ("out", "err")}
+        for file in self.folder.iterdir():
+            file.unlink()
+        self.folder.rmdir()
+        return Ended(code, **texts)
+
+
+def _serve() -> None:
+    sys.path.insert(0, str(ROOT))
+    import torch
+
+    importlib.import_module("LT_glue")
+    torch.set_num_threads(1)
+    answers = os.dup(1)
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            os.close(answers)
+            _become(json.loads(line))
+        os.write(answers, f"{pid}\n".encode())
+        os.write(answers, f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n".encode())
+
+
+def _become(request: dict) -> None:
+    """Be the script, in the forked process, up to its end."""
+    code = 1
+    try:
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{request['folder']}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.chdir(request["cwd"])
+        os.environ.update(request["environment"])
+        sys.argv = [request["script"], *request["flags"]]
+        runpy.run_path(request["script"], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,335 @@
+"""The released code's outputs, number by number: one-shot masks, ten rounds of IMP, a fine-tuning; and what they rest on."""
+
+import json
+import math
+
+import launch
+import numpy as np
+import pytest
+import tiny
+import torch
+from transformers import BertForPreTraining, BertForSequenceClassification
+
+from utils import glue_data, masks, models, seeds, session
+from utils.glue import GlueTask
+from utils.optim import ReleasedAdamW, linear_schedule
+from utils.rows import pack
+from utils.watch import Watch
+
+CLASSES = (models.SequenceClassifier, models.QuestionAnswerer, models.MaskedLanguageModel)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the reference was computed
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def source(golden):
+    return str(golden / "assets" / "model")
+
+
+def golden_mask(path):
+    """A stored mask as bool tensors: `packbits` of each flattened matrix, its shape beside it."""
+    packed = np.load(path)
+    mask = {}
+    for key in packed.files:
+        if not key.endswith(".shape"):
+            shape = packed[f"{key}.shape"]
+            bits = np.unpackbits(packed[key])[: math.prod(shape)]
+            mask[key] = torch.from_numpy(bits.astype(bool)).view(*shape)
+    return mask
+
+
+def assert_same_mask(found, expected):
+    assert set(found) == set(expected) and len(found) == 73
+    assert [key for key in found if not torch.equal(found[key], expected[key])] == []
+
+
+# ---- one-shot
+
+
+@pytest.mark.parametrize("model", ["glue", "squad", "pretrain"])
+def test_one_shot_masks_are_the_released_ones_whatever_the_task(golden, source, tmp_path, model):
+    files = sorted((golden / "omp").glob("*.npz"))
+    assert len(files) == 3
+    for file in files:
+        rate = file.stem.removeprefix("glue_")
+        ended = launch.run("oneshot.py", "--weight", "pre", "--model", model, "--rate", rate, "--model_name_or_path", source,
+                           "--output_dir", tmp_path / rate)
+        assert (ended.code, ended.err) == (0, "")
+        assert_same_mask(torch.load(tmp_path / rate / "mask.pt", weights_only=True), golden_mask(file))
+
+
+# ---- training
+
+
+@pytest.fixture
+def watches(monkeypatch):
+    """The watches of the runs: what each step's loss, learning rate and gradient norm were, and the model."""
+    made = []
+
+    class Kept(Watch):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(session, "Watch", Kept)
+    return made
+
+
+def as_stored(monkeypatch, folder):
+    """Let the run draw its head and the order of its rows as the reference did; returns what the reference recorded."""
+    order, head = np.load(folder / "order.npz"), np.load(folder / "init_head.npz")
+
+    def draw_head(model, seed):
+        model.classifier.weight.data.copy_(torch.from_numpy(head["classifier.weight"]))
+        model.classifier.bias.data.copy_(torch.from_numpy(head["classifier.bias"]))
+
+    monkeypatch.setattr(models, "draw_head", draw_head)
+    monkeypatch.setattr(seeds.Order, "permutation", lambda self, round_, epoch: order[f"epoch_{epoch}"])
+    return json.loads((folder / "run.json").read_text())
+
+
+def mrpc_flags(golden, source, tmp_path, epochs):
+    return ["--output_dir", tmp_path / "out", "--task_name", "MRPC", "--data_dir", golden / "assets" / "glue" / "MRPC",
+            "--cache_dir", tmp_path, "--model_name_or_path", source, "--do_train", "--do_eval", "--do_lower_case",
+            "--max_seq_length", 48, "--per_gpu_train_batch_size", 32, "--learning_rate", 5e-4, "--num_train_epochs", epochs,
+            "--seed", 57, "--no_cuda"]
+
+
+def assert_same_steps(found, expected, tolerance):
+    assert len(found) == len(expected)
+    for key, allowed in (("lr", 1e-12), ("loss", tolerance), ("grad_norm", tolerance)):
+        assert max(abs(a[key] - b[key]) for a, b in zip(found, expected, strict=True)) < allowed, key
+
+
+def assert_same_state(model, folder):
+    """Sum and norm of every tensor of the final state."""
+    expected = json.loads((folder / "final_state_sums.json").read_text())
+    state = {name: value.double() for name, value in model.state_dict().items() if "position_ids" not in name}
+    assert set(state) == set(expected)
+    for name, (total, norm) in expected.items():
+        assert float(state[name].norm()) == pytest.approx(norm, rel=1e-5, abs=1e-6), name
+        assert float(state[name].sum()) == pytest.approx(total, abs=1e-5 * max(1.0, norm) * state[name].numel() ** 0.5), name
+
+
+def results(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def test_ten_rounds_as_released_give_the_released_masks_bit_for_bit(golden, source, tmp_path, monkeypatch, watches):
+    folder = golden / "imp" / "glue_mrpc"
+    expected = as_stored(monkeypatch, folder)
+    ended = launch.run("LT_glue.py", *mrpc_flags(golden, source, tmp_path, 13), "--save_steps", 12, "--as_released")
+    assert ended.code == 0, ended.err
+    for number in range(1, 11):
+        found = torch.load(tmp_path / "out" / f"checkpoint-{12 * number}" / "mask.pt", weights_only=True)
+        assert_same_mask(found, golden_mask(folder / f"mask_{number:02d}.npz"))
+        assert sum(int((~m).sum()) for m in found.values()) == expected["rounds"][number - 1]["pruned"]
+    assert_same_steps(watches[0].records, expected["steps"], 1e-5)
+    assert [row["metrics"] for row in results(tmp_path / "out") if row["final"]] == expected["result_pt"]
+    assert_same_state(watches[0].trainer.model, folder)
+
+
+def test_a_fine_tuning_of_the_released_mask_gives_its_losses_and_logits(golden, source, tmp_path, monkeypatch, watches):
+    folder = golden / "finetune" / "glue_mrpc_omp0.5"
+    expected = as_stored(monkeypatch, folder)
+    masks.save(golden_mask(golden / "omp" / "glue_0.5.npz"), tmp_path / "mask.pt", {})
+    flags = mrpc_flags(golden, source, tmp_path, 3)
+    ended = launch.run("glue_trans.py", *flags, "--dir", "pre", "--mask_dir", tmp_path / "mask.pt",
+                       "--logging_steps", 10, "--evaluate_during_training")
+    assert ended.code == 0, ended.err
+    assert_same_steps(watches[0].records, expected["steps"], 1e-5)
+    sparsity, *metrics = expected["result_pt"]
+    rows = results(tmp_path / "out")
+    assert [row["metrics"] for row in rows] == metrics and [row["step"] for row in rows] == [10, 20, 30]
+    assert all(100 * row["sparsity"] == sparsity for row in rows)
+    trainer = watches[0].trainer
+    logits = trainer.task.predict(trainer.model, trainer.task.dev["dev"][0], trainer.device)
+    assert np.abs(logits - np.load(folder / "eval_logits.npz")["logits"]).max() < 1e-4
+    assert_same_state(trainer.model, folder)
+
+
+# ---- rows without padding
+
+
+@pytest.fixture(scope="module")
+def classifier(source):
+    return models.load_model(models.SequenceClassifier, source, models.load_config(source, num_labels=2), 57)
+
+
+@pytest.fixture(scope="module")
+def tasks(golden, source, tmp_path_factory):
+    """MRPC without padding, and padded to 48."""
+    tokenizer, found = models.load_tokenizer(source, True), []
+    for length in (None, 48):
+        found.append(GlueTask(glue_data.find_spec("MRPC"), length))
+        found[-1].read(golden / "assets" / "glue" / "MRPC", tokenizer, 48, True, True, cache_dir=tmp_path_factory.mktemp("c"))
+    return found
+
+
+def batches(task, size=16):
+    """Some batches of training rows: of all lengths, of one length, and a single row."""
+    lengths = task.train[0].lengths()
+    alike = np.flatnonzero(lengths == np.bincount(lengths).argmax())[:4]
+    return [np.arange(size), np.arange(size, 2 * size), alike, np.array([5])]
+
+
+def test_packed_and_padded_rows_give_the_same_losses(classifier, tasks):
+    packed, padded = tasks
+    classifier.eval()
+    for rows in batches(packed):
+        losses = [float(task.loss(classifier, task.train_batch(rows, (), torch.device("cpu")))) for task in (packed, padded)]
+        assert abs(losses[0] - losses[1]) < 1e-6
+        widths = [len(task.train_batch(rows, (), torch.device("cpu")).packed.slots) for task in (packed, padded)]
+        assert widths == [packed.train[0].lengths()[rows].sum(), 48 * len(rows)]
+
+
+def test_packed_and_padded_rows_give_the_same_gradients(source, tasks):
+    model = models.load_model(models.SequenceClassifier, source, models.load_config(source, num_labels=2), 57).double().eval()
+    for rows in batches(tasks[0], 6):
+        found = []
+        for task in tasks:
+            model.zero_grad()
+            task.loss(model, task.train_batch(rows, (), torch.device("cpu"))).backward()
+            found.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        packed, padded = found
+        for name in packed:
+            assert (packed[name] - padded[name]).abs().max() <= 1e-6 * padded[name].abs().max(), name
+
+
+def test_the_encoder_computes_what_transformers_computes_on_padded_rows(source, classifier, tasks):
+    plain = BertForSequenceClassification.from_pretrained(source, num_labels=2, attn_implementation="eager").eval()
+    plain.classifier.load_state_dict(classifier.classifier.state_dict())
+    classifier.eval()
+    rows, _ = tasks[0].train
+    for chosen in batches(tasks[0]):
+        width = int(rows.lengths()[chosen].max())
+        ids, types, attended = (torch.zeros(len(chosen), width, dtype=torch.int64) for _ in range(3))
+        for at, row in enumerate(chosen):
+            size = rows.lengths()[row]
+            ids[at, :size], types[at, :size] = (torch.from_numpy(part.astype(np.int64)) for part in rows[row])
+            attended[at, :size] = 1
+        with torch.no_grad():
+            expected = plain(input_ids=ids, token_type_ids=types, attention_mask=attended).logits
+            found = tasks[0].logits(classifier, pack(rows, chosen))
+        assert (found - expected).abs().max() < 1e-5
+
+
+# ---- traps
+
+
+class LiteralAdamW:
+    """The released optimizer's rule as its formulas stand: eps joins the uncorrected root, decay acts on the new weight."""
+
+    def __init__(self, parameters, eps):
+        self.eps, self.step_count = eps, 0
+        self.state = [(p, torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
+
+    @torch.no_grad()
+    def step(self, lr, decays):
+        self.step_count += 1
+        for (p, first, second), decay in zip(self.state, decays, strict=True):
+            first.mul_(0.9).add_(0.1 * p.grad)
+            second.mul_(0.999).add_(0.001 * p.grad**2)
+            size = lr * math.sqrt(1 - 0.999**self.step_count) / (1 - 0.9**self.step_count)
+            p -= size * first / (second.sqrt() + self.eps)
+            p -= lr * decay * p
+
+
+class Layers(torch.nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            self.dense = torch.nn.Linear(5, 4, dtype=dtype)
+            self.LayerNorm = torch.nn.LayerNorm(4, dtype=dtype)
+
+
+def one_run(step_of, model, scale):
+    """20 steps on gradients of about the size `scale`; the parameters at the end."""
+    draw = torch.Generator().manual_seed(2)
+    for number in range(20):
+        for p in model.parameters():
+            p.grad = scale * torch.randn(p.shape, generator=draw, dtype=torch.float64).to(p.dtype)
+        step_of(1e-3 * (1 - number / 20))
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e-6, 1.0])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_the_optimizer_follows_the_released_rule(scale, weight_decay):
+    ours, literal = Layers(torch.float64), Layers(torch.float64)
+    optimizer = ReleasedAdamW(ours, 1e-3, 1e-8, weight_decay)
+
+    def step(lr):
+        optimizer.set_lr(lr)
+        optimizer.step()
+
+    reference = LiteralAdamW(list(literal.parameters()), 1e-8)
+    decays = [weight_decay * (name == "dense.weight") for name, _ in literal.named_parameters()]
+    found, expected = one_run(step, ours, scale), one_run(lambda lr: reference.step(lr, decays), literal, scale)
+    assert (found - expected).abs().max() < 1e-14
+    assert (found - torch.cat([p.flatten() for p in Layers(torch.float64).parameters()])).abs().max() > 1e-4
+
+
+def test_the_rule_of_torch_differs_where_gradients_are_small():
+    ours, theirs = Layers(torch.float64), Layers(torch.float64)
+    optimizer = ReleasedAdamW(ours, 1e-3, 1e-8, 0.0)
+    torch_rule = torch.optim.AdamW(theirs.parameters(), lr=1e-3, eps=1e-8, weight_decay=0.0)
+
+    def step(lr, of):
+        for group in of.param_groups:
+            group["lr"] = lr
+        of.step()
+
+    found = one_run(lambda lr: step(lr, optimizer), ours, 1e-7)
+    assert (found - one_run(lambda lr: step(lr, torch_rule), theirs, 1e-7)).abs().max() > 1e-4
+
+
+def test_the_schedule_is_linear_to_zero_after_the_warm_up():
+    rate = linear_schedule(2e-5, 10)
+    assert [rate(step) for step in (0, 5, 9, 10, 11)] == pytest.approx([2e-5, 1e-5, 2e-6, 0, 0], abs=1e-18)
+    warm = linear_schedule(2e-5, 10, warmup=4)
+    assert [warm(step) for step in (0, 1, 4, 7, 10)] == pytest.approx([0, 5e-6, 2e-5, 1e-5, 0], abs=1e-18)
+
+
+def test_every_task_has_the_pooler_with_its_pre_trained_weights(source):
+    whole = BertForPreTraining.from_pretrained(source).bert.state_dict()
+    for cls in CLASSES:
+        model = models.load_model(cls, source, models.load_config(source), 1)
+        state = model.bert.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in whole.items())
+        assert "pooler.dense.weight" in state
+
+
+def test_a_model_path_that_ends_in_a_number_is_a_model_and_not_a_step(tmp_path):
+    bert = tiny.bert(tmp_path / "checkpoint-7")
+    data = tiny.glue(tmp_path / "RTE", "RTE", train=16, dev=8)
+    ended = launch.run("glue_trans.py", "--dir", "pre", "--task_name", "RTE", "--data_dir", data, "--model_name_or_path", bert,
+                       "--output_dir", tmp_path / "out-3", "--do_train", "--do_eval", "--max_seq_length", 32, "--max_steps", 2,
+                       "--no_cuda")
+    assert ended.code == 0, ended.err
+    assert [row["step"] for row in results(tmp_path / "out-3")] == [2]
+
+
+def test_a_tokenizer_without_a_length_limit_is_cut_by_the_flag(tmp_path):
+    tokenizer = models.load_tokenizer(str(tiny.bert(tmp_path / "bert")), True)
+    assert tokenizer.model_max_length > 10**9
+    tiny.glue(tmp_path / "SST-2", "SST-2")
+    rows, _ = glue_data.load(glue_data.find_spec("SST-2"), tmp_path / "SST-2", "train", tokenizer, 6)
+    assert rows.lengths().max() == 6
+
+
+def test_packed_batches_keep_dropout_and_rows_apart(classifier, tasks):
+    """A row's logits do not depend on its neighbours in the batch."""
+    classifier.eval()
+    rows, _ = tasks[0].train
+    with torch.no_grad():
+        together = tasks[0].logits(classifier, pack(rows, np.arange(8)))
+        alone = torch.cat([tasks[0].logits(classifier, pack(rows, np.array([at]))) for at in range(8)])
+    assert (together - alone).abs().max() < 1e-6
