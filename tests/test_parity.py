@@ -144,9 +144,9 @@ def test_a_fine_tuning_of_the_released_mask_gives_its_losses_and_logits(golden, 
                        "--logging_steps", 10, "--evaluate_during_training")
     assert ended.code == 0, ended.err
     assert_same_steps(watches[0].records, expected["steps"], 1e-5)
-    sparsity, *metrics = expected["result_pt"]
+    sparsity, *metrics, last = expected["result_pt"]  # the released code evaluates the last step twice
     rows = results(tmp_path / "out")
-    assert [row["metrics"] for row in rows] == metrics and [row["step"] for row in rows] == [10, 20, 30]
+    assert [row["metrics"] for row in rows] == metrics and [row["step"] for row in rows] == [10, 20, 30] and last == metrics[-1]
     assert all(100 * row["sparsity"] == sparsity for row in rows)
     trainer = watches[0].trainer
     logits = trainer.task.predict(trainer.model, trainer.task.dev["dev"][0], trainer.device)
@@ -168,7 +168,8 @@ def tasks(golden, source, tmp_path_factory):
     tokenizer, found = models.load_tokenizer(source, True), []
     for length in (None, 48):
         found.append(GlueTask(glue_data.find_spec("MRPC"), length))
-        found[-1].read(golden / "assets" / "glue" / "MRPC", tokenizer, 48, True, True, cache_dir=tmp_path_factory.mktemp("c"))
+        cache = tmp_path_factory.mktemp("cache")
+        found[-1].read(golden / "assets" / "glue" / "MRPC", tokenizer, 48, train=True, dev=True, cache_dir=cache)
     return found
 
 
@@ -183,14 +184,17 @@ def test_packed_and_padded_rows_give_the_same_losses(classifier, tasks):
     packed, padded = tasks
     classifier.eval()
     for rows in batches(packed):
-        losses = [float(task.loss(classifier, task.train_batch(rows, (), torch.device("cpu")))) for task in (packed, padded)]
+        with torch.no_grad():
+            losses = [float(task.loss(classifier, task.train_batch(rows, (), torch.device("cpu"))))
+                      for task in (packed, padded)]
         assert abs(losses[0] - losses[1]) < 1e-6
         widths = [len(task.train_batch(rows, (), torch.device("cpu")).packed.slots) for task in (packed, padded)]
         assert widths == [packed.train[0].lengths()[rows].sum(), 48 * len(rows)]
 
 
 def test_packed_and_padded_rows_give_the_same_gradients(source, tasks):
-    model = models.load_model(models.SequenceClassifier, source, models.load_config(source, num_labels=2), 57).double().eval()
+    model = models.load_model(models.SequenceClassifier, source, models.load_config(source, num_labels=2), 57)
+    model.double().eval()
     for rows in batches(tasks[0], 6):
         found = []
         for task in tasks:
@@ -198,8 +202,9 @@ def test_packed_and_padded_rows_give_the_same_gradients(source, tasks):
             task.loss(model, task.train_batch(rows, (), torch.device("cpu"))).backward()
             found.append({name: p.grad.clone() for name, p in model.named_parameters()})
         packed, padded = found
+        smallest = 1e-9 * max(gradient.abs().max() for gradient in padded.values())  # a key's bias has none but rounding
         for name in packed:
-            assert (packed[name] - padded[name]).abs().max() <= 1e-6 * padded[name].abs().max(), name
+            assert (packed[name] - padded[name]).abs().max() <= 1e-6 * max(smallest, padded[name].abs().max()), name
 
 
 def test_the_encoder_computes_what_transformers_computes_on_padded_rows(source, classifier, tasks):
@@ -310,9 +315,9 @@ def test_every_task_has_the_pooler_with_its_pre_trained_weights(source):
 def test_a_model_path_that_ends_in_a_number_is_a_model_and_not_a_step(tmp_path):
     bert = tiny.bert(tmp_path / "checkpoint-7")
     data = tiny.glue(tmp_path / "RTE", "RTE", train=16, dev=8)
-    ended = launch.run("glue_trans.py", "--dir", "pre", "--task_name", "RTE", "--data_dir", data, "--model_name_or_path", bert,
-                       "--output_dir", tmp_path / "out-3", "--do_train", "--do_eval", "--max_seq_length", 32, "--max_steps", 2,
-                       "--no_cuda")
+    ended = launch.run("glue_trans.py", "--dir", "pre", "--task_name", "RTE", "--data_dir", data, "--max_seq_length", 32,
+                       "--model_name_or_path", bert, "--output_dir", tmp_path / "out-3", "--do_train", "--do_eval",
+                       "--max_steps", 2, "--no_cuda")
     assert ended.code == 0, ended.err
     assert [row["step"] for row in results(tmp_path / "out-3")] == [2]
 
@@ -325,8 +330,7 @@ def test_a_tokenizer_without_a_length_limit_is_cut_by_the_flag(tmp_path):
     assert rows.lengths().max() == 6
 
 
-def test_packed_batches_keep_dropout_and_rows_apart(classifier, tasks):
-    """A row's logits do not depend on its neighbours in the batch."""
+def test_packed_rows_do_not_see_each_other(classifier, tasks):
     classifier.eval()
     rows, _ = tasks[0].train
     with torch.no_grad():

@@ -268,3 +268,64 @@ def test_finished_is_read_from_run_json(workplace):
     for text, verdict in (("{", False), ("[]", False), (json.dumps({"finished": True}), True)):
         (workplace / "o" / "mask-0.5" / "run.json").write_text(text)
         assert job.finished() is verdict
+
+
+def stand_in(folder: Path, name: str, body: str) -> None:
+    """A SLURM command that notes its words in `folder`."""
+    path = folder / "bin" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f'#!/bin/sh\necho "{name} $*" >> "{folder}/slurm"\n{body}\n')
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def cluster(workplace, monkeypatch) -> Path:
+    """sbatch and scontrol that only note what they are asked, and the repository's experiments at the usual place."""
+    (workplace / "experiments").symlink_to(ROOT / "experiments")
+    stand_in(workplace, "sbatch", f'echo "10$(wc -l < {workplace}/slurm)"')
+    stand_in(workplace, "scontrol", "")
+    monkeypatch.setenv("PATH", f"{workplace / 'bin'}:{os.environ['PATH']}")
+    return workplace
+
+
+def sbatch(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    command = ["bash", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | environment)
+
+
+def test_each_stage_is_an_array_that_waits_for_the_one_before(cluster):
+    path = write_list(cluster, "python train.py --output_dir o/a", "python train.py --output_dir o/b", "# stage 2",
+                      "python train.py --output_dir o/c")
+    done = sbatch("experiments/slurm/run_array.sbatch", str(path), "--gres=gpu:1", ARRAY_LIMIT="3")
+    assert done.stdout == "stage 1: 2 commands, job 101\nstage 2: 1 commands, job 102\n", done.stderr
+    script = f"experiments/slurm/run_array.sbatch {path}"
+    assert (cluster / "slurm").read_text().splitlines() == [
+        f"sbatch --parsable --export=ALL,STAGE=1 --array=0-1%3 --gres=gpu:1 {script}",
+        f"sbatch --parsable --export=ALL,STAGE=2 --array=0-0%3 --dependency=afterany:101 --gres=gpu:1 {script}"]
+
+
+def test_an_array_task_runs_its_command(cluster):
+    path = write_list(cluster, "python train.py --output_dir o/a", "# stage 2", "python train.py --output_dir o/b",
+                      "python train.py --output_dir o/c")
+    done = sbatch("experiments/slurm/run_array.sbatch", str(path), STAGE="2", SLURM_ARRAY_TASK_ID="1", SLURM_JOB_ID="7")
+    assert done.returncode == 0 and order(cluster) == ["c"] and not (cluster / "slurm").exists()
+
+
+def test_a_job_that_saved_its_state_queues_again(cluster):
+    path = write_list(cluster, "python train.py --output_dir o/slow --wait")
+    words = ["bash", "experiments/slurm/run_array.sbatch", str(path)]
+    environment = os.environ | {"STAGE": "1", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "7"}
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
+    for _ in range(300):
+        if (cluster / "o" / "slow" / "started").exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGUSR1)
+    told, _ = process.communicate(timeout=30)
+    assert process.returncode == joblist.STOPPED and "queueing job 7 again" in told
+    assert (cluster / "slurm").read_text() == "scontrol requeue 7\n"
+
+
+def test_a_failed_job_does_not_queue_again(cluster):
+    assert sbatch("experiments/slurm/run_one.sbatch", "false", SLURM_JOB_ID="7").returncode == 1
+    assert not (cluster / "slurm").exists()

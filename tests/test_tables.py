@@ -9,7 +9,7 @@ import pytest
 import torch
 from results_tree import OMP_INFO, mask_info, row, small_mask, trainings, write_rows
 
-from experiments import overlap, paper, results, tables
+from experiments import markup, overlap, paper, results, tables
 from experiments.results import Cell
 from utils import masks
 from utils.errors import UserError
@@ -87,6 +87,11 @@ def test_the_papers_own_tickets_under_both_rules():
     assert failing("strict") == ["qqp", "sts-b", "qnli", "mrpc", "rte", "sst-2", "cola", "squad", "mlm"]
 
 
+def test_a_tie_counts_though_floats_fall_short_of_it():
+    ticket, full = Cell(0.7, 0.1, 5), Cell(0.8, 0.0, 5)
+    assert ticket.mean + ticket.std < full.mean and tables.wins(ticket, full, "ticket")
+
+
 def test_one_seed_gives_no_verdict_but_a_strict_one(tmp_path):
     write_rows(tmp_path, [*trainings("rte", [66.0]), *trainings("rte", [65.0], imp("rte", 0.6)),
                           *trainings("rte", [67.0], imp("rte", 0.2), method="imp")])
@@ -114,7 +119,7 @@ def test_separate_trainings_come_before_rounds_and_rounds_fill_in(stsb):
 
 
 def test_table3_keeps_rewinding_points_and_standard_pruning_apart(tmp_path):
-    rows = trainings("mrpc", [85.0, 85.2], imp("mrpc", 0.5))
+    rows = trainings("mrpc", [85.0, 85.2], imp("mrpc", 0.5), method="imp")
     rows += trainings("mrpc", [84.0, 85.0], imp("mrpc", 0.5, fraction=0.0493), method="imp")
     rows += trainings("mrpc", [83.0, 84.0], imp("mrpc", 0.5, fraction=0.5), method="imp")
     rows += trainings("mrpc", [86.0, 87.0], imp("mrpc", 0.5, rewind="none"), method="imp")
@@ -146,6 +151,8 @@ def test_figure2_differences_dark_cells_and_counts(transfers):
     assert got["RTE"] == [("-1.50 (1)", True), ("-3.00 ± 0.00 (2)", True), ("-", False), ("2 of 2", False)]
     assert got["OMP of theta_0"] == [("-", False), ("-2.00 (1)", True), ("-", False), ("1 of 1", False)]
     assert got["CoLA"] == [("-", False)] * 4
+    assert "| STS-B | **-1.50 ± 0.71 (2)** | -10.50 ± 0.71 (2) | - | 1 of 2 |" in markup.markdown(table)
+    assert r"STS-B & \textbf{-1.50 $\pm$ 0.71 (2)} & -10.50 $\pm$ 0.71 (2) & -- & 1 of 2 \\" in markup.latex(table)
 
 
 def test_the_papers_figure2_under_the_same_rule():

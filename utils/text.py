@@ -314,7 +314,7 @@ def _tokenize(work: _Work, building: "_Partial") -> None:
     recorded, total = building.text_done, work.identity["text"]["bytes"]
     breaks = LINE_BREAKS if work.identity["by_lines"] else WORD_BREAKS
     bar = tqdm(total=total, initial=recorded, unit="B", unit_scale=True, desc=f"tokenizing {work.path.name}",
-               leave=False, delay=1)
+               leave=False, delay=1, mininterval=1)
     with open(work.path, "rb") as file, bar:
         for end, ids, lengths in _encoded(work, cut_pieces(file, recorded, PIECE_BYTES, breaks)):
             building.append(end, ids, lengths)
