@@ -100,11 +100,13 @@ class Runner:
         self.jobs, self.side_by_side, self.say = jobs, side_by_side, say
         self.logs = path.with_name(f"{path.name}.logs")
         self.ends: dict[Job, str] = {}
+        self._wanted = len(jobs)
         self._children: set[subprocess.Popen] = set()
         self._stopped = False
 
     def run(self, jobs: list[Job]) -> int:
         """Run `jobs` stage by stage: 0 if all are finished now, STOPPED if interrupted, else 1."""
+        self._wanted = len(jobs)
         for stage in sorted({job.stage for job in jobs}):
             with ThreadPoolExecutor(self.side_by_side) as pool:
                 try:
@@ -123,7 +125,7 @@ class Runner:
         end, note = ("stopped", "") if self._stopped else self._end_of(job)
         self.ends[job] = end
         seconds = f" in {time.monotonic() - began:.0f} s" if end in ("done", "failed") else ""
-        place = f"[{len(self.ends)}/{len(self.jobs)}]"
+        place = f"[{len(self.ends)}/{self._wanted}]"
         self.say(f"{place} line {job.line} {end}{seconds}: {job.output or job.text[:80]}{note}")
 
     def _end_of(self, job: Job) -> tuple[str, str]:

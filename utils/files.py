@@ -25,6 +25,12 @@ LOCK = ".lock"
 STATE = "state"  # state-ROUND-STEP.pt: the checkpoint to resume from; state.json: which one, and its digest
 
 
+GLUE_CACHE = "cached_{split}_{task}_{max_length}_{digest}.npz"  # feature caches, beside the data or in --cache_dir
+SQUAD_CACHE = "cached_{split}_squad_{max_length}_{digest}.npz"
+TEXT_CACHE = "{text}.{tokenizer}.{mode}.ids"  # mode: stream or lines
+TEXT_PARTIAL = ".{cache}.partial"  # a text cache in the making
+
+
 def checkpoint_name(step: int) -> str:
     """Folder of the checkpoint taken after optimizer step `step` (the released code's name)."""
     return f"checkpoint-{step}"

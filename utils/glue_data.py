@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from utils import files
 from utils.cache import cached_arrays, digest
 from utils.errors import UserError
 from utils.rows import Rows
 
-CACHE = "cached_{split}_{task}_{max_length}_{digest}.npz"
 CACHE_FORMAT = "glue rows 2"  # another number makes every older cache void
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 CHUNK = 8192  # texts tokenized at a time: the tokenizer's own objects take kilobytes each
@@ -101,7 +101,7 @@ def load(
     path = _data_file(spec, data_dir, split)
     specials = f"{tokenizer.cls_token_id} {tokenizer.sep_token_id}"
     key = digest(CACHE_FORMAT, repr(spec), path, _bare(tokenizer).to_str(), specials)
-    name = CACHE.format(split=split, task=spec.name, max_length=max_length, digest=key)
+    name = files.GLUE_CACHE.format(split=split, task=spec.name, max_length=max_length, digest=key)
     cache = (cache_dir or data_dir) / name
     build = functools.partial(_arrays, spec, path, tokenizer, max_length)
     arrays = cached_arrays(cache, build, overwrite_cache)

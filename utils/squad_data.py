@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from utils import files
 from utils.cache import cached_arrays, digest
 from utils.errors import UserError
 from utils.rows import Rows
@@ -21,7 +22,6 @@ WORD = re.compile("[^ \t\r\n\u202f]+")  # what the 2020 code takes for a word of
 _VERSION_2 = re.compile(r"v?2(\.|$)")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _CHUNK = 1000  # texts tokenized at a time: bounds the memory of the tokenizer's Python lists
-CACHE = "cached_{split}_squad_{max_length}_{digest}.npz"
 CACHE_FORMAT = "squad windows 1"  # another text makes every older cache void
 
 
@@ -93,7 +93,7 @@ def load(
     split = "train" if training else "dev"
     settings = f"{split} {max_seq_length} {doc_stride} {max_query_length}"
     key = digest(CACHE_FORMAT, path, _tokenizer_state(tokenizer), settings)
-    cache = Path(cache_dir or path.parent) / CACHE.format(split=split, max_length=max_seq_length, digest=key)
+    cache = Path(cache_dir or path.parent) / files.SQUAD_CACHE.format(split=split, max_length=max_seq_length, digest=key)
 
     def build() -> dict[str, np.ndarray]:
         return windows(examples, tokenizer, max_seq_length, doc_stride, max_query_length, training, threads,

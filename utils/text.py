@@ -21,12 +21,11 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from utils import files
 from utils.cache import digest
 from utils.errors import UserError
 from utils.rows import Rows
 
-CACHE_NAME = "{text}.{tokenizer}.{mode}.ids"  # mode: stream or lines
-PARTIAL_NAME = ".{cache}.partial"  # a cache in the making
 FORMAT = 1  # of the cache; another number makes old caches be built anew
 HEADER_BYTES = 4096  # JSON, padded to a page: rewritten by one write
 PIECE_BYTES = 1 << 15  # of text tokenized at once; larger pieces are no faster and take more memory
@@ -155,8 +154,8 @@ class _Work:
     def cache_names(self) -> tuple[str, str]:
         """Name of the cache, and the pattern of those that other tokenizers have."""
         mode = "lines" if self.identity["by_lines"] else "stream"
-        own = CACHE_NAME.format(text=self.path.name, tokenizer=self.identity["tokenizer"][:8], mode=mode)
-        return own, CACHE_NAME.format(text=glob.escape(self.path.name), tokenizer="?" * 8, mode=mode)
+        own = files.TEXT_CACHE.format(text=self.path.name, tokenizer=self.identity["tokenizer"][:8], mode=mode)
+        return own, files.TEXT_CACHE.format(text=glob.escape(self.path.name), tokenizer="?" * 8, mode=mode)
 
     def encode(self, start: int, piece: bytes) -> tuple[np.ndarray, np.ndarray]:
         """WordPiece ids of `piece`, which starts at byte `start`; line by line, also how many each line has."""
@@ -242,7 +241,7 @@ def _arrays(work: _Work, folder: Path, overwrite: bool) -> tuple[np.ndarray, np.
 
 def _built(work: _Work, cache: Path, overwrite: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """Build `cache`, or take it from the job that did so meanwhile; if it cannot be kept, in a temporary folder."""
-    name = PARTIAL_NAME.format(cache=cache.name)
+    name = files.TEXT_PARTIAL.format(cache=cache.name)
     with contextlib.ExitStack() as stack:
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)
