@@ -112,7 +112,8 @@ class Plan:
         words = [*_script(task, "train"), "--dir", init]
         words += ["--mask_dir", mask.file] if mask else []
         words += ["--weight_pertub", weights.file] if weights else []
-        words += ["--output_dir", output, *self._training(task, seed), *self._length(task), "--save_steps", 0]
+        words += ["--output_dir", output, *self._training(task, seed), *self._length(task)]
+        words += ["--save_steps", 0, "--save_total_limit", 0]  # no models: a table needs the scores alone
         return self._add([*words, *self.flags], output, tuple(source.job for source in (mask, weights) if source))
 
     def _training(self, task: str, seed: int) -> list[object]:

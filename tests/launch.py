@@ -47,6 +47,13 @@ def run(script: str, *flags) -> Ended:
     return Ended(code, out.getvalue(), err.getvalue())
 
 
+def fresh(script: str, *flags, cwd: Path, environment: dict[str, str] | None = None) -> Ended:
+    """Run a script with an interpreter of its own, as a user does; it takes seconds to import the libraries."""
+    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], cwd=cwd, capture_output=True,
+                          env={**os.environ, **ONE_THREAD, **(environment or {})})
+    return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
 class Launcher:
     """Starts scripts as processes. The libraries take seconds to import: one server does it once, and forks.
 

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import launch
 import numpy as np
@@ -603,14 +601,13 @@ def test_a_run_prints_only_its_bar_on_stderr_and_writes_nothing_elsewhere(place,
     """A process of its own, with no home, no temporary folder and no working folder but those given here."""
     for name in ("home", "temporary", "work"):
         (tmp_path / name).mkdir()
-    environment = {**os.environ, **launch.ONE_THREAD, "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "temporary"),
-                   "HF_HOME": str(tmp_path / "home" / "hf"), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "temporary"), "PYTHONDONTWRITEBYTECODE": "1",
+                   "HF_HOME": str(tmp_path / "home" / "hf")}
     flags = [*command(place, tmp_path / "out", "--max_steps", 2, "--save_steps", 1), "--cache_dir", tmp_path / "cache"]
     before = sorted(place.rglob("*"))
-    ended = subprocess.run([sys.executable, launch.ROOT / "LT_glue.py", *map(str, flags)], cwd=tmp_path / "work",
-                           env=environment, capture_output=True, text=True)
-    assert launch.Ended(ended.returncode, ended.stdout, ended.stderr).errors() == [] and ended.returncode == 0, ended.stderr
-    assert len(ended.stdout.splitlines()) == 2 + 4
+    ended = launch.fresh("LT_glue.py", *flags, cwd=tmp_path / "work", environment=environment)
+    assert ended.code == 0 and ended.errors() == [], ended.err
+    assert len(ended.out.splitlines()) == 2 + 4
     assert [p for name in ("work", "temporary", "home") for p in (tmp_path / name).rglob("*") if p.is_file()] == []
     assert sorted(place.rglob("*")) == before
     assert {p.name.split("_")[0] for p in (tmp_path / "cache").iterdir()} == {"cached"}

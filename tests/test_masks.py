@@ -19,7 +19,7 @@ from utils.rows import Rows, pack
 
 CLASSES = (models.SequenceClassifier, models.QuestionAnswerer, models.MaskedLanguageModel)
 QUERY = "bert.encoder.layer.0.attention.self.query.weight_mask"
-SELECTIONS = [masks._select_by_partition, masks._select_by_histogram]
+SAMPLES = [1, 3, 257]  # every so many-th value is looked at first: all, some, often none
 
 
 def tiny_config(layers=2, width=8):
@@ -131,15 +131,15 @@ def test_selection_equals_a_plain_sort(matrices, data):
     dead = sum(int((~k).sum()) for k in kept.values()) if kept else 0
     count = data.draw(st.integers(dead, size))
     expected = sorted_out(values, count, kept)
-    for selection in SELECTIONS:
+    for every in SAMPLES:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(masks, "_select", selection)
+            patch.setattr(masks, "SAMPLE_EVERY", every)
             assert equal(masks.magnitude(values, count / size, kept), expected)
 
 
-@pytest.mark.parametrize("selection", SELECTIONS)
-def test_selection_on_many_values(monkeypatch, selection):
-    monkeypatch.setattr(masks, "_select", selection)
+@pytest.mark.parametrize("every", SAMPLES)
+def test_selection_on_many_values(monkeypatch, every):
+    monkeypatch.setattr(masks, "SAMPLE_EVERY", every)
     draw = torch.Generator().manual_seed(0)
     values = {"a": torch.randn(300, 200, generator=draw), "b": torch.randn(50_000, generator=draw).round(decimals=2),
               "c": torch.randn(1000, 3, generator=draw) * 1e-40}
@@ -201,9 +201,9 @@ def test_the_current_weights_are_ranked_and_not_the_stale_ones(model):
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("selection", SELECTIONS)
-def test_weights_that_are_no_numbers_are_refused_by_name(monkeypatch, selection, wrong):
-    monkeypatch.setattr(masks, "_select", selection)
+@pytest.mark.parametrize("every", SAMPLES)
+def test_weights_that_are_no_numbers_are_refused_by_name(monkeypatch, every, wrong):
+    monkeypatch.setattr(masks, "SAMPLE_EVERY", every)
     values = {"first": torch.ones(4), "second": torch.tensor([1.0, wrong, 2.0])}
     with pytest.raises(UserError, match="second.weight holds NaN or infinite values"):
         masks.magnitude(values, 0.5)

@@ -226,6 +226,9 @@ def test_null_score_is_that_of_the_window_surest_of_an_answer(tokenizer):
     assert (predictions["q1"], odds["q1"]) == ("z", 3 - 8)
     nulls = [(entry["start_logit"], entry["end_logit"]) for entry in nbest["q1"] if entry["text"] == ""]
     assert nulls == [(1, 2)]
+    short = best_answers(given, found, start, end, n_best_size=1, v2=True)
+    assert [entry["text"] for entry in short[1]["q1"]] == ["z", ""]  # on the list whatever its length
+    assert short[2] == odds
 
 
 def test_v2_always_has_a_text_and_no_answer_in_the_list(tokenizer):
@@ -244,7 +247,7 @@ def test_v2_always_has_a_text_and_no_answer_in_the_list(tokenizer):
 @pytest.mark.parametrize("gold, found, exact, f1", [
     ("Denver Broncos", "the  Denver-Broncos!", 0, 0),  # the hyphen goes without leaving a space
     ("Denver Broncos", " A denver, BRONCOS.", 100, 100),
-    ("a man of the people", "man of people", 100, 100),
+    ("a man of the people", "man of an people", 100, 100),
     ("theatre", "atre", 0, 0),
     ("one two three", "two three four", 0, 100 * 2 / 3),
     ("one one two", "one two", 0, 80),

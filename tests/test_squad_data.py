@@ -190,6 +190,14 @@ def test_windows_step_by_doc_stride_and_cover_every_token_once_best(tokenizer):
     assert best.tolist() == [1] * 100
 
 
+def test_wider_windows_win_a_little_of_the_overlap(tokenizer):
+    found = cut([example(" ".join("a" * 212), text="")], tokenizer, length=204, stride=151)
+    assert found.rows.lengths().tolist() == [204, 64]
+    # token p: 200 - p + 2.01 in the first window, p - 151 + 0.61 in the second: the first is ahead up to 176
+    assert found.max_context[:204].sum() == 177
+    assert found.max_context[204:].sum() == 212 - 177
+
+
 @pytest.mark.parametrize("tokens, expected", [(25, 1), (26, 2), (32, 2), (33, 3)])
 def test_a_window_more_only_where_text_is_left(tokenizer, tokens, expected):
     found = cut([example(" ".join("a" * tokens), ("a", 0), text="one two")], tokenizer, length=30, stride=7)
@@ -239,6 +247,7 @@ def test_accents_composed_and_decomposed_belong_to_their_letter(tokenizer):
     ("the 1990s boom", "1990", 4, "1 ##9 ##9 ##0"),  # a beginning of a word
     ("the 1990s boom", "990", 5, "1 ##9 ##9 ##0 ##s"),  # no beginning: all of the word
     ("the 1990s boom", "990s ", 5, "1 ##9 ##9 ##0 ##s"),  # and none of the next one
+    ("one\u202f1990s", "990s", 5, "1 ##9 ##9 ##0 ##s"),
     ("one-two one", "two", 4, "two"),
     ("one two one two", "one two", 8, "one two"),  # its place decides, not its first occurrence
     ("one  two", "one two", 0, "one two"),  # spaces are not compared

@@ -97,7 +97,7 @@ def add_training_flags(parser: argparse.ArgumentParser, batch: int, rate: float,
     add("--max_steps", type=int, default=-1, help="optimizer steps in all, instead of --num_train_epochs, if positive")
     add("--logging_steps", type=int, default=500, help="optimizer steps between two logged points (ours; 0: none)")
     add("--save_steps", type=int, default=None, help=save_steps)
-    add("--save_total_limit", type=int, default=None, help="keep the model files of only so many checkpoints; masks stay")
+    add("--save_total_limit", type=int, default=None, help="keep the model files of only so many checkpoints (0: of none); masks stay")
     add("--seed", type=int, default=42, help="seed of every random draw")
     add("--no_cuda", action="store_true", help="stay on the CPU")
     add("--fp16", action="store_true", help="mixed precision with 16-bit floats and loss scaling (GPU)")
@@ -225,6 +225,11 @@ def check_training_flags(args: argparse.Namespace) -> None:
     for flag in ("learning_rate", "num_train_epochs", "max_grad_norm", "adam_epsilon"):
         if not 0 < getattr(args, flag) < float("inf"):
             raise UserError(f"--{flag} {getattr(args, flag)} must be a number above 0")
+    for flag in ("weight_decay", "warmup_steps", "logging_steps", "save_steps", "checkpoint_minutes", "seed"):
+        if not (getattr(args, flag) or 0) >= 0:
+            raise UserError(f"--{flag} {getattr(args, flag)} must be a number of at least 0")
+    if args.save_total_limit is not None and args.save_total_limit < 0:
+        raise UserError(f"--save_total_limit {args.save_total_limit} must be 0 or more; left out, every model is kept")
     if args.fp16 and args.bf16:
         raise UserError("--fp16 and --bf16 exclude each other; give one")
 

@@ -1,12 +1,15 @@
 """Names of every file a run leaves behind, and writing them whole or not at all."""
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 RESULTS = "results.jsonl"  # one row per evaluation
 EVAL_RESULTS = "eval_results.txt"  # the last evaluation, as the released code wrote it
@@ -22,13 +25,16 @@ MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_
 REWIND_WEIGHTS = "rewind_weights.pt"  # theta_i of a run that rewinds to i > 0
 RUN = "run.json"  # the arguments of the run that owns the folder, and whether it is finished
 LOCK = ".lock"
-STATE = "state"  # state-ROUND-STEP.pt: the checkpoint to resume from; state.json: which one, and its digest
+STATE = "state"  # state-ROUND-STEP-DIGEST.pt: a checkpoint to resume from, and the first hex digits of its sha256
 
 
 GLUE_CACHE = "cached_{split}_{task}_{max_length}_{digest}.npz"  # feature caches, beside the data or in --cache_dir
 SQUAD_CACHE = "cached_{split}_squad_{max_length}_{digest}.npz"
 TEXT_CACHE = "{text}.{tokenizer}.{mode}.ids"  # mode: stream or lines
 TEXT_PARTIAL = ".{cache}.partial"  # a text cache in the making
+
+RUN_FILES = (RESULTS, EVAL_RESULTS, TICKETS, EVENTS, RUN, *MODEL_FILES, REWIND_WEIGHTS, REWIND_WEIGHTS + MASK_INFO_SUFFIX)
+RUN_KINDS = ("checkpoint-", "predictions_", "nbest_predictions_", "null_odds_", f"{STATE}-")  # how other names begin
 
 
 def checkpoint_name(step: int) -> str:
@@ -46,9 +52,11 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     os.chmod(name, 0o666 & ~_umask())
     temporary = Path(name)
     try:
-        yield temporary
-        _flush_to_disk(temporary)
-        os.replace(temporary, path)
+        with telling(path):
+            yield temporary
+            _flush_to_disk(temporary)
+            os.replace(temporary, path)
+            _flush_to_disk(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -62,20 +70,75 @@ def folder_written_whole(path: str | os.PathLike) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     os.chmod(temporary, 0o777 & ~_umask())
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _flush_to_disk(file)
-        if path.exists():
-            old = temporary.with_suffix(".old")
-            os.replace(path, old)
-            os.replace(temporary, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, path)
+        with telling(path):
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _flush_to_disk(file)
+            if path.exists():
+                old = temporary.with_suffix(".old")
+                os.replace(path, old)
+                os.replace(temporary, path)
+                shutil.rmtree(old)
+            else:
+                os.replace(temporary, path)
+            _flush_to_disk(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def telling(path: Path) -> Iterator[None]:
+    """An error of the disk as an OSError that names `path`: libraries in Rust tell it in words only, "(os error 28)"."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+class Stream:
+    """An open file for libraries that write through `write`: digests what passes, and keeps the disk's error."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.sha256, self.error = file, hashlib.sha256(), None
+
+    def write(self, data) -> int:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.sha256.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+@contextlib.contextmanager
+def streamed(path: Path) -> Iterator[Stream]:
+    """Open `path` for torch.save, which raises a RuntimeError of its own for a full disk: the OSError comes out instead."""
+    with open(path, "wb") as file:
+        stream = Stream(file)
+        try:
+            yield stream
+        except Exception as error:
+            if stream.error is None:
+                raise
+            raise stream.error from error
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: str | os.PathLike, value) -> None:
@@ -90,8 +153,11 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def _flush_to_disk(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    handle = os.open(path, os.O_RDONLY)  # a folder too: its list of names is what a rename changes
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:
@@ -102,9 +168,12 @@ def _umask() -> int:
 
 def is_ours(name: str) -> bool:
     """Whether a run of this project writes a file or folder of this name, so that replacing a run may remove it."""
-    whole = {RESULTS, EVAL_RESULTS, TICKETS, EVENTS, RUN, *MODEL_FILES, REWIND_WEIGHTS, REWIND_WEIGHTS + MASK_INFO_SUFFIX}
-    kinds = ("checkpoint-", "predictions_", "nbest_predictions_", "null_odds_", f"{STATE}-", f"{STATE}.", ".checkpoint-")
-    return name in whole or name.startswith(kinds) or (name.startswith(".") and name.endswith((".tmp", ".old")))
+    return name in RUN_FILES or name.startswith(RUN_KINDS) or is_leftover(name)
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a run that was killed left this: a file or folder of a run in the making, or on its way out."""
+    return name.startswith(".") and name.endswith((".tmp", ".old")) and name[1:].startswith((*RUN_FILES, *RUN_KINDS))
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -118,3 +187,8 @@ def remove_folder(path: Path) -> None:
     gone = path.with_name(f".{path.name}.old")
     os.replace(path, gone)
     shutil.rmtree(gone)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

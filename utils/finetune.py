@@ -42,7 +42,8 @@ def save_checkpoint(model, tokenizer, folder: Path, step: int, keep: int | None)
         return
     with files.folder_written_whole(folder / files.checkpoint_name(step)) as temporary:
         models.save_pretrained(model, tokenizer, temporary)
-    for old in files.checkpoints(folder)[: -keep if keep else 0]:
+    found = files.checkpoints(folder)
+    for old in found[: 0 if keep is None else max(0, len(found) - keep)]:
         files.remove_folder(old)
 
 

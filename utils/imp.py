@@ -85,7 +85,7 @@ def find_tickets(trainer: Trainer, policy: Policy, order: seeds.Order, tickets: 
     Everything is written round by round; a run that was stopped goes on where its last checkpoint was taken.
     """
     model = trainer.model
-    theta = masks.snapshot(model)  # theta_0, gamma_0
+    theta = masks.snapshot(model) if policy.rewind != "none" else {}  # theta_0, gamma_0
     if policy.prune_first:
         masks.prune_to(model, policy.sparsities[0])
     first, done = watch.resume() or (0, 0)
@@ -193,7 +193,7 @@ class Tickets:
             return
         index = {"task": self.task, "seed": self.run.arguments.get("seed"), "tickets": self.entries}
         files.write_json(self.run.folder / files.TICKETS, index)
-        if self.keep_models and round_ >= self.keep_models:
+        if self.keep_models is not None and round_ >= self.keep_models:
             for name in files.MODEL_FILES:
                 (self.folder(round_ - self.keep_models) / name).unlink(missing_ok=True)
         report.say(self._line(round_, score, time_left))

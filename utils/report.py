@@ -1,8 +1,10 @@
 """What the user sees and keeps of a run: progress bar, a line per round, tables, results rows, TensorBoard events."""
 
+import contextlib
 import math
 import platform
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,7 +30,7 @@ class Journal:
 
     def __init__(self, run: Run, base: dict, score_key: str, scale: float):
         self.run, self.base, self.score_key, self.scale = run, base, score_key, scale
-        self._events = None
+        self._events, self._deaf = None, False
 
     def evaluation(self, *, step: int, round_: int | None, mask: dict, metrics: dict, final: bool) -> dict:
         """Record one evaluation; `mask` holds sparsity, mask, mask_sha256 and mask_info of the subnetwork evaluated."""
@@ -51,18 +53,33 @@ class Journal:
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """One TensorBoard point."""
-        if not distributed.first():
+        if not distributed.first() or self._deaf:
             return
-        if self._events is None:
-            from tensorboardX import SummaryWriter  # its import takes a while: only where it is used
+        try:
+            self._write_event(tag, value, step)
+        except OSError as error:  # the curves are not worth the run
+            self._deaf = True
+            folder = self.run.folder / files.EVENTS
+            print(f"warning: {folder}: {error.strerror}; going on without TensorBoard events", file=sys.stderr)
 
-            self._events = SummaryWriter(str(self.run.folder / files.EVENTS))
-        self._events.add_scalar(tag, value, step)
+    def _write_event(self, tag: str, value: float, step: int) -> None:
+        # by hand: tensorboardX's SummaryWriter has a thread to write, and waits for it for ever if a full disk ended it
+        from tensorboardX.event_file_writer import EventsWriter  # its import takes a while: only where it is used
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        if self._events is None:
+            folder = self.run.folder / files.EVENTS
+            folder.mkdir(exist_ok=True)
+            self._events = EventsWriter(str(folder / "events"))
+        self._events.write_event(Event(wall_time=time.time(), step=step, summary=scalar(tag, value)))
+        self._events.flush()
 
     def close(self) -> None:
-        """Flush the TensorBoard events."""
+        """Close the TensorBoard events."""
         if self._events is not None:
-            self._events.close()
+            with contextlib.suppress(OSError):
+                self._events.close()
 
 
 def say(line: str) -> None:

@@ -1,14 +1,14 @@
 """The output folder of one run: who owns it, its results, its checkpoint to resume from."""
 
 import contextlib
+import errno
 import fcntl
-import hashlib
 import json
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -21,12 +21,37 @@ NEUTRAL = {"overwrite_output_dir", "should_continue", "restart", "overwrite_cach
 RESUME_EXIT_CODE = 75  # "temporary failure" of sysexits.h: stopped by a signal, state saved, run the command again
 
 
+class State(NamedTuple):
+    """A checkpoint to resume from, by its file name; sorts by its place in the run."""
+
+    round: int
+    step: int
+    digest: str  # the first 16 hex digits of the file's sha256
+    path: Path
+
+    @classmethod
+    def of(cls, path: Path) -> "State | None":
+        """The checkpoint at `path`, None if the name is not one's."""
+        parts = path.stem.split("-")[1:]
+        if [part.isdecimal() for part in parts[:2]] != [True, True] or [len(part) for part in parts[2:]] != [16]:
+            return None
+        return cls(int(parts[0]), int(parts[1]), parts[2], path)
+
+    def intact(self) -> bool:
+        """Whether the file holds what was written."""
+        try:
+            return files.sha256(self.path).startswith(self.digest)
+        except OSError:
+            return False
+
+
 class Run:
     """An output folder held by this process. Use as a context manager: leaving it gives the lock back."""
 
     def __init__(self, folder: Path, arguments: dict):
         self.folder, self.arguments = Path(folder), arguments
-        self._lock = None
+        self.finished = False
+        self._lock, self._insist = None, False
         self._began = time.monotonic()
         self._seconds_before = 0.0
 
@@ -39,7 +64,7 @@ class Run:
         nothing changed if the folder may not be used.
         """
         if not distributed.first():
-            return Follower.of(folder, arguments)
+            return Follower.of(folder, arguments, insist)
         try:
             run = cls._taken(folder, arguments, overwrite, insist, restart)
         except UserError:
@@ -81,20 +106,25 @@ class Run:
     def _settle(self, overwrite: bool, insist: bool, restart: bool) -> None:
         """Act on the decision, now that no other process can change the folder."""
         decision = self._decide(overwrite, insist, restart)
-        self.finished = decision == "finished"
+        self.finished, self._insist = decision == "finished", insist
         if decision == "replace":
             self._clear()
             self._write_owner(finished=False)
+        self._sweep()
 
     def _decide(self, overwrite: bool, insist: bool, restart: bool) -> str:
         """What to do with the folder: it is "finished", to "continue", or to "replace". Raises UserError."""
-        found = read_json(self.folder / files.RUN)
+        owner = self.folder / files.RUN
+        found = read_json(owner)
+        if found is None and owner.exists() and not (restart and overwrite):
+            raise UserError(f"{owner}: damaged, so whose run this is cannot be told; give --restart and "
+                            "--overwrite_output_dir to replace it, or another folder")
         differing = None if found is None else _differing(found.get("arguments", {}), self.arguments)
         ours = found is not None and not differing
         if ours and found.get("finished") and not overwrite and not restart:
             return "finished"
         unfinished = ours and not found.get("finished")
-        if insist and not (unfinished and self._pointer()):
+        if insist and not (unfinished and self._states()):
             raise UserError(f"--should_continue: {self.folder} holds no checkpoint of this command to go on from")
         if unfinished and not restart:
             return "continue"
@@ -105,7 +135,8 @@ class Run:
         return "replace"
 
     def _filled(self) -> bool:
-        return self.folder.is_dir() and any(entry.name != files.LOCK for entry in self.folder.iterdir())
+        return self.folder.is_dir() and any(entry.name != files.LOCK and not files.is_leftover(entry.name)
+                                            for entry in self.folder.iterdir())
 
     def _clear(self) -> None:
         """Remove an earlier run's files, by their names: anything else stays, and a model that no run put there."""
@@ -114,17 +145,35 @@ class Run:
         owner.unlink(missing_ok=True)  # first: half a run is nobody's, and never taken for a finished one
         for entry in self.folder.iterdir():
             if files.is_ours(entry.name) and entry.name not in kept:
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+                files.remove(entry)
+
+    def _sweep(self) -> None:
+        """Remove what a process of this run that was killed left half made."""
+        for entry in self.folder.iterdir():
+            if files.is_leftover(entry.name) or (self.finished and entry.name.startswith(f"{files.STATE}-")):
+                files.remove(entry)
 
     def _write_owner(self, finished: bool) -> None:
         files.write_json(self.folder / files.RUN, {"arguments": self.arguments, "finished": finished})
 
     def finish(self) -> None:
-        """Mark the run finished and drop the checkpoint that it no longer needs."""
+        """Mark the run finished and drop the checkpoints that it no longer needs."""
+        self.check_held()
         self._write_owner(finished=True)
-        self._pointer_path().unlink(missing_ok=True)
-        for old in self.folder.glob(f"{files.STATE}-*.pt"):
-            old.unlink()
+        self.finished = True
+        self._sweep()
+
+    def check_held(self) -> None:
+        """Raises UserError if the folder, or the lock in it, is gone: what is written now would be half a run's."""
+        if self._lock is None:  # not a folder of this process alone
+            return
+        try:
+            held = os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.folder / files.LOCK))
+        except OSError:
+            held = False
+        if not held:
+            raise UserError(f"--output_dir {self.folder}: removed while this run was writing there; "
+                            "the same command begins the run anew")
 
     def close(self) -> None:
         """Give the lock back; the folder stays."""
@@ -148,6 +197,7 @@ class Run:
 
     def append_result(self, row: dict) -> None:
         """Add one evaluation to results.jsonl; a line that a crash cut short is ended first."""
+        self.check_held()
         append_row(self.folder / files.RESULTS, row)
 
     def results(self) -> list[dict]:
@@ -155,65 +205,69 @@ class Run:
         return read_rows(self.folder / files.RESULTS)
 
     def save_state(self, state: dict) -> None:
-        """Keep `state` to resume from: the new file is whole and its digest noted before the old one goes."""
+        """Keep `state` to resume from. It is whole and read back before older ones go; one of them stays to fall back on.
+
+        Raises OSError if the disk does not take it; the older ones stay then.
+        """
+        self.check_held()
         results = self.folder / files.RESULTS
-        old = self._pointer()
-        name = f"{files.STATE}-{state['round']}-{state['step']}.pt"
-        if old and old["file"] == name:
-            name = f"{files.STATE}-{state['round']}-{state['step']}b.pt"
-        with files.written_whole(self.folder / name) as temporary:
-            torch.save(state, temporary)
-            with open(temporary, "rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         size = results.stat().st_size if results.exists() else 0
-        files.write_json(self._pointer_path(), {
-            "file": name, "sha256": sha256, "results_bytes": size, "seconds": self.seconds(),
-        })
-        for other in self.folder.glob(f"{files.STATE}-*.pt"):
-            if other.name != name:
-                other.unlink()
+        new = self.folder / f"{files.STATE}-new.pt"
+        with files.written_whole(new) as temporary, files.streamed(temporary) as stream:
+            torch.save({**state, "results_bytes": size, "seconds": self.seconds()}, stream)
+        digest = stream.sha256.hexdigest()
+        if files.sha256(new) != digest:
+            raise OSError(errno.EIO, "the disk does not give back what was written", str(new))
+        path = self.folder / f"{files.STATE}-{state['round']}-{state['step']}-{digest[:16]}.pt"
+        os.replace(new, path)
+        for other in self._beside(State.of(path)):
+            other.path.unlink()
+
+    def _beside(self, new: State) -> list[State]:
+        """The older states that `new` makes superfluous: all but the start of its round, or the last of the round before."""
+        others = [state for state in self._states() if state.path != new.path]
+        same = [state for state in others if new.round and state.round == new.round]
+        kept = same[:1] or [state for state in others if state.round < new.round][-1:]
+        return [state for state in others if state not in kept]
+
+    def _states(self) -> list[State]:
+        """The checkpoints in the folder, in their order in the run."""
+        return sorted(filter(None, map(State.of, self.folder.glob(f"{files.STATE}-*.pt"))))
 
     def load_state(self) -> dict | None:
-        """The state to go on from, or None for a run from the start; evaluations after it are taken back."""
-        pointer = self._pointer()
-        if pointer is None:
-            self._take_back_results(0)
-            return None
-        path = self.folder / pointer["file"]
-        try:
-            with open(path, "rb") as file:
-                intact = hashlib.file_digest(file, "sha256").hexdigest() == pointer["sha256"]
-        except OSError:
-            intact = False
-        if not intact:
-            raise UserError(f"{path}: the checkpoint is damaged or gone; give --restart to begin this run anew")
-        self._take_back_results(pointer["results_bytes"])
-        self._seconds_before = pointer["seconds"]
-        return torch.load(path, map_location="cpu", weights_only=True)
+        """The last intact state, or None for a run from the start; evaluations after it are taken back."""
+        for at in reversed(self._states()):
+            if at.intact():
+                state = torch.load(at.path, map_location="cpu", weights_only=True)
+                self._take_back_results(state["results_bytes"])
+                self._seconds_before = state["seconds"]
+                return state
+            if distributed.first():
+                print(f"warning: {at.path}: this checkpoint is cut short or damaged; going back to the one before it, or to "
+                      "the start", file=sys.stderr)
+        if self._insist:
+            raise UserError(f"--should_continue: {self.folder} holds no intact checkpoint; without the flag, "
+                            "this command begins the run anew")
+        self._take_back_results(0)
+        return None
 
     def _take_back_results(self, size: int) -> None:
         path = self.folder / files.RESULTS
         if path.exists() and path.stat().st_size > size:
             os.truncate(path, size)
 
-    def _pointer_path(self) -> Path:
-        return self.folder / f"{files.STATE}.json"
-
-    def _pointer(self) -> dict | None:
-        return read_json(self._pointer_path())
-
 
 class Follower(Run):
     """The run as all processes but the first see it: they read its state and write nothing."""
 
     @classmethod
-    def of(cls, folder: str, arguments: dict) -> "Follower":
+    def of(cls, folder: str, arguments: dict, insist: bool) -> "Follower":
         """The run that the first process has opened; ends this process where the first could not."""
         outcome = distributed.from_first(None)
         if outcome is None:
             raise SystemExit(2)
         run = cls(Path(folder), arguments)
-        run.finished = outcome[0]
+        run.finished, run._insist = outcome[0], insist
         return run
 
     def finish(self) -> None:
@@ -242,7 +296,7 @@ def read_json(path: Path) -> dict | None:
 def append_row(path: Path, row: dict) -> None:
     """Append `row` as one JSON line, on a line of its own even after a half-written one."""
     line = json.dumps(row, ensure_ascii=False) + "\n"
-    with open(path, "ab+") as file:
+    with files.telling(path), open(path, "ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":

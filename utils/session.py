@@ -115,7 +115,8 @@ def run_fine_tuning(task, model: nn.Module, tokenizer, ticket: finetune.Ticket, 
         periodic = [(during, evaluate_once), (save_steps, save)]
         with Watch(trainer, run, journal, total, s.logging_steps, s.checkpoint_minutes, periodic) as watch:
             finetune.fine_tune(trainer, total, planned, order, watch)
-            finetune.save_final(model, tokenizer, run.folder)
+            if s.keep_models != 0:
+                finetune.save_final(model, tokenizer, run.folder)
             if s.evaluate:
                 evaluate_once(total)
         run.finish()
@@ -131,6 +132,7 @@ def run_evaluation(task, model: nn.Module, ticket: finetune.Ticket, init: str, i
     journal = _journal(run, s, task, "evaluate", init, init_info)
     evaluate = Evaluator(task, model.to(s.device), s, journal)
     found = files.checkpoints(run.folder) if s.evaluate_checkpoints else []
+    found = [folder for folder in found if (folder / files.MODEL_FILES[0]).exists()]  # --save_total_limit removes models
     before = len(run.results())
     for folder in found:
         step = int(folder.name.rpartition("-")[2])

@@ -73,9 +73,9 @@ def _spans(
         ends, end_scores = _top(end_logits[w], n_best_size)
         at, stop = windows.rows.starts[w], windows.rows.starts[w + 1]
         in_context = np.flatnonzero(windows.max_context[at:stop])
-        ends_valid = (ends >= windows.first[w]) & (ends < stop - at - 1)
         length = ends[None, :] - starts[:, None] + 1
-        valid = np.isin(starts, in_context)[:, None] & ends_valid & (length > 0) & (length <= max_answer_length)
+        valid = np.isin(starts, in_context)[:, None] & (length > 0) & (length <= max_answer_length)
+        valid &= ends < stop - at - 1  # the last token is [SEP], and behind it is only padding
         s, e = np.nonzero(valid)
         shift = windows.base[w] - windows.first[w]
         parts.append(np.stack([starts[s] + shift, ends[e] + shift, start_scores[s], end_scores[e]]))

@@ -92,6 +92,7 @@ class Watch:
 
     def flush(self) -> None:
         """Look at the losses since the last look: keep them, show the last, stop at one that is not finite."""
+        self.run.check_held()
         if not self._pending:
             return
         values = torch.stack([pair for _, _, pair, _ in self._pending]).tolist()  # one wait for the device
