@@ -210,7 +210,7 @@ def test_rates_outside_0_to_1(start, place, tmp_path, rate):
         ("glue_trans.py", {"warmup_steps": -1}, ["--warmup_steps"]),
         ("glue_trans.py", {"logging_steps": -1}, ["--logging_steps"]),
         ("glue_trans.py", {"save_steps": -1}, ["--save_steps"]),
-        ("glue_trans.py", {"save_total_limit": 0}, ["--save_total_limit"]),
+        ("glue_trans.py", {"save_total_limit": -1}, ["--save_total_limit"]),
         ("glue_trans.py", {"per_gpu_train_batch_size": 0}, ["--per_gpu_train_batch_size 0"]),
         ("glue_trans.py", {"seed": -1}, ["--seed -1"]),
         ("glue_trans.py", {"num_train_epochs": 0}, ["--num_train_epochs"]),
@@ -234,6 +234,11 @@ def spoilt_config(folder, **changes):
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
 
 
+def longer_vocabulary(folder):
+    with open(folder / "vocab.txt", "a") as file:
+        file.writelines(f"word{number}\n" for number in range(9))
+
+
 @pytest.mark.parametrize(
     ("spoil", "parts"),
     [
@@ -246,7 +251,7 @@ def spoilt_config(folder, **changes):
         (lambda f: spoilt_config(f, num_hidden_layers=3), ["bert.encoder.layer.2.", "missing"]),
         (lambda f: spoilt_config(f, num_hidden_layers=1), ["unexpected encoder weight", "layer.1."]),
         (lambda f: spoilt_config(f, intermediate_size=48), ["bert.encoder.layer.0.intermediate", "shape"]),
-        (lambda f: (f / "vocab.txt").write_text("\n".join(f"w{n}" for n in range(500))), ["500 WordPieces", "vocabulary"]),
+        (longer_vocabulary, [f"{len(tiny.VOCABULARY) + 9} WordPieces", f"only {len(tiny.VOCABULARY)}"]),
         (shutil.rmtree, ["no such model folder", "--model_name_or_path"]),
     ],
     ids=["no weights", "no vocabulary", "no configuration", "half a configuration", "half the weights", "empty weights",
@@ -259,8 +264,10 @@ def test_model_folders_that_are_none(start, place, tmp_path, spoil, parts):
 
 
 def test_a_hub_name_without_a_network(start, place, tmp_path):
-    parts = ["bert-base-uncased", "--model_name_or_path", "local folder with config.json, model weights and vocab.txt"]
-    check(start, place, tmp_path, "glue_trans.py", parts, model_name_or_path="bert-base-uncased")
+    given = flags(place, "glue_trans.py", model_name_or_path="bert-base-uncased", output_dir=tmp_path / "out")
+    refused(start("glue_trans.py", *given, cwd=tmp_path, sleepless=True), "glue_trans.py", "bert-base-uncased",
+            "give --model_name_or_path a local folder with config.json, model weights and vocab.txt")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_shot_of_weights_that_are_no_numbers(start, place, tmp_path):
@@ -319,10 +326,9 @@ def test_a_loss_that_is_no_number_stops_the_run(start, place, tmp_path, script):
     [
         ("LT_glue.py", {"task_name": "MRPCC"}, ["did you mean mrpc?"]),
         ("glue_trans.py", {"mask_dir": "no/mask.pt"}, ["no/mask.pt: no such mask file"]),
-        ("oneshot.py", {"rate": 1}, ["--rate 1.0"]),
     ],
 )
 def test_processes_started_afresh(place, tmp_path, script, given, parts):
     ended = launch.fresh(script, *flags(place, script, output_dir=tmp_path / "out", **given), cwd=tmp_path)
     refused(ended, script, *parts)
-    assert ended.stdout == "" and list(tmp_path.iterdir()) == []
+    assert ended.out == "" and list(tmp_path.iterdir()) == []

@@ -226,9 +226,14 @@ def test_null_score_is_that_of_the_window_surest_of_an_answer(tokenizer):
     assert (predictions["q1"], odds["q1"]) == ("z", 3 - 8)
     nulls = [(entry["start_logit"], entry["end_logit"]) for entry in nbest["q1"] if entry["text"] == ""]
     assert nulls == [(1, 2)]
-    short = best_answers(given, found, start, end, n_best_size=1, v2=True)
-    assert [entry["text"] for entry in short[1]["q1"]] == ["z", ""]  # on the list whatever its length
-    assert short[2] == odds
+
+
+def test_no_answer_is_on_the_list_whatever_its_length(tokenizer):
+    given = [example("a b")]
+    found = cut(given, tokenizer)
+    start, end = logits(found, start={(0, 0): 1, (0, 3): 4}, end={(0, 0): 2, (0, 3): 4})
+    entries = best_answers(given, found, start, end, n_best_size=1, v2=True)[1]["q1"]
+    assert [(e["text"], e["start_logit"], e["end_logit"]) for e in entries] == [("b", 4, 4), ("", 1, 2)]
 
 
 def test_v2_always_has_a_text_and_no_answer_in_the_list(tokenizer):

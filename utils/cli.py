@@ -97,7 +97,8 @@ def add_training_flags(parser: argparse.ArgumentParser, batch: int, rate: float,
     add("--max_steps", type=int, default=-1, help="optimizer steps in all, instead of --num_train_epochs, if positive")
     add("--logging_steps", type=int, default=500, help="optimizer steps between two logged points (ours; 0: none)")
     add("--save_steps", type=int, default=None, help=save_steps)
-    add("--save_total_limit", type=int, default=None, help="keep the model files of only so many checkpoints (0: of none); masks stay")
+    add("--save_total_limit", type=int, default=None,
+        help="keep the model files of only so many checkpoints (0: of none); masks stay")
     add("--seed", type=int, default=42, help="seed of every random draw")
     add("--no_cuda", action="store_true", help="stay on the CPU")
     add("--fp16", action="store_true", help="mixed precision with 16-bit floats and loss scaling (GPU)")
@@ -254,6 +255,8 @@ def total_steps(max_steps: int, epochs: float, steps_per_epoch: int) -> int:
 def settings(args: argparse.Namespace) -> Settings:
     """How the run goes, from the flags that all training scripts share."""
     device = distributed.join(args.no_cuda)  # before the batch size, which counts the processes
+    if args.fp16 and device.type == "cpu":
+        raise UserError("--fp16 needs a GPU; leave it out, or use --bf16")
     return Settings(
         script=os.path.basename(sys.argv[0]), output_dir=args.output_dir, arguments=dict(sorted(vars(args).items())),
         overwrite=args.overwrite_output_dir, insist=args.should_continue, restart=args.restart, recipe=recipe(args),

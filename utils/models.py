@@ -1,5 +1,6 @@
 """BERT task models from a hub name or a folder: pooler always there, heads seeded, packed rows in, saved in HF format."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from utils.run import read_json
 
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every new try to reach the hub
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 LOCAL_REMEDY = "give --model_name_or_path a local folder with config.json, model weights and vocab.txt"

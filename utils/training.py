@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from utils import distributed
-from utils.errors import UserError
 from utils.optim import ReleasedAdamW
 
 
@@ -45,10 +44,7 @@ class Trainer:
 
     def __init__(self, model: nn.Module, task, recipe: Recipe, device: torch.device):
         self.model, self.task, self.recipe, self.device = model.to(device), task, recipe, device
-        fp16 = recipe.precision == "fp16"
-        if fp16 and device.type == "cpu":
-            raise UserError("--fp16 needs a GPU; leave it out, or use --bf16")
-        self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.loss = distributed.loss_module(model, task)
         self.restart()
 
