@@ -39,8 +39,12 @@ def read_task(args, tokenizer) -> SquadTask:
 
     if args.do_train:
         task.train = load(args.train_file, training=True)[1]
+        if not len(task.train):
+            raise UserError(f"--train_file {args.train_file}: no question has an answer to train on; give another file")
     if args.do_eval:
         task.dev = load(args.predict_file, training=False)
+        if not len(task.dev[1]):
+            raise UserError(f"--predict_file {args.predict_file}: every context is empty; give another file")
     return task
 
 

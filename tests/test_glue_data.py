@@ -233,6 +233,21 @@ def test_qqp_rows_torn_in_two_are_left_out_and_named(golden, golden_tokenizer, t
         assert "train.tsv: rows with too few columns are left out, as the released code does: 322" in capsys.readouterr().err
 
 
+QQP = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
+
+
+def test_rows_after_a_torn_one_keep_their_numbers(tmp_path):
+    torn = QQP + "0\t1\t2\ta\n" + "b\t1\n" + "1\t3\t4\ta\tb\t1\n"
+    examples = read_examples(find_spec("QQP"), written(tmp_path, torn))
+    assert (examples.text_a, examples.left_out.tolist()) == (["a"], [2, 3])
+    with pytest.raises(UserError, match="row 5: is_duplicate is '2'"):
+        read_examples(find_spec("QQP"), written(tmp_path, torn + "2\t5\t6\ta\tb\t2\n"))
+    with pytest.raises(UserError, match="row 5: 7 columns instead of 6"):
+        read_examples(find_spec("QQP"), written(tmp_path, torn + "2\t5\t6\ta\tb\tc\t1\n"))
+    with pytest.raises(UserError, match="no rows below the header"):
+        read_examples(find_spec("QQP"), written(tmp_path, QQP + "0\t1\t2\ta\n"))
+
+
 def test_a_torn_row_of_another_task_is_an_error(golden, tmp_path):
     torn = (golden / "assets" / "glue" / "RTE" / "train.tsv").read_bytes() + b"320\tone sentence alone\n"
     with pytest.raises(UserError, match=r"row 322: 2 columns instead of 4; mend or delete it"):

@@ -14,7 +14,7 @@ from utils.glue import GlueTask
 from utils.mlm import MlmTask
 from utils.session import Settings
 from utils.training import Recipe
-from utils.watch import LossNotFinite
+from utils.watch import LossNotFinite, ending_at_once
 
 ROUND = "optimizer steps of one IMP round; left out, a tenth of the run"
 SAVE = "optimizer steps between two saved models; left out or 0, only the last is saved (ours)"
@@ -34,7 +34,9 @@ class OneLineParser(argparse.ArgumentParser):
 def run(main: Callable[[], None]) -> None:
     """Run a script's main; what the user can mend ends in one line on stderr and exit code 2, without a traceback."""
     try:
-        main()
+        with ending_at_once():
+            main()
+        distributed.leave()
     except (UserError, LossNotFinite) as error:
         _end(str(error), 2)
     except RuntimeError as error:

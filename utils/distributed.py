@@ -8,17 +8,21 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-TIMEOUT = timedelta(seconds=45)  # a lost process ends the others within a minute
+TIMEOUT = timedelta(seconds=45)  # in training: a process that is lost or hangs ends the others within a minute
+PATIENCE = timedelta(hours=2)  # elsewhere: one may import, read data or write a checkpoint longer than the others
+_training = None  # the group of all processes with the short timeout
 
 
 def join(no_cuda: bool) -> torch.device:
     """Join the processes that torchrun started, if it did; the device of this one."""
     cuda = torch.cuda.is_available() and not no_cuda
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
     if cuda:
         torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        global _training
+        dist.init_process_group("gloo", timeout=PATIENCE)
+        _training = dist.new_group(backend="cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
     return device
 
 
@@ -60,7 +64,7 @@ def my_rows(rows: np.ndarray) -> tuple[np.ndarray, float]:
 def total(tensor: torch.Tensor) -> torch.Tensor:
     """The sum of `tensor` over all processes, in place."""
     if size() > 1:
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=_training)
     return tensor
 
 
@@ -68,17 +72,14 @@ def total_array(array: np.ndarray) -> np.ndarray:
     """The sum of a float32 array over all processes."""
     if size() == 1:
         return array
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    return total(torch.from_numpy(array).to(device)).cpu().numpy()
+    return total(torch.from_numpy(array)).numpy()
 
 
 def any_of(*flags: bool) -> tuple[bool, ...]:
     """Each flag, True if it is True in any process."""
     if size() == 1:
         return flags
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    votes = total(torch.tensor([float(flag) for flag in flags], device=device))
-    return tuple(bool(vote) for vote in votes.tolist())
+    return tuple(bool(vote) for vote in total(torch.tensor(flags, dtype=torch.int64)).tolist())
 
 
 def gathered(value) -> list:
@@ -97,6 +98,11 @@ def from_first(value):
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def wait_for_first() -> None:
+    """Wait for what the first process has done alone, however long it takes."""
+    from_first(None)
 
 
 def check_same(value: str, what: str) -> None:
@@ -123,4 +129,5 @@ def loss_module(model: nn.Module, task) -> nn.Module:
     if size() == 1:
         return module
     # the pooler gets no gradient in MLM and SQuAD
-    return nn.parallel.DistributedDataParallel(module, find_unused_parameters=True, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(module, process_group=_training, find_unused_parameters=True,
+                                               broadcast_buffers=False)

@@ -38,23 +38,23 @@ def fine_tune(trainer: Trainer, total: int, planned: int, order: seeds.Order, wa
 
 def save_checkpoint(model, tokenizer, folder: Path, step: int, keep: int | None) -> None:
     """Save the plain model in checkpoint-STEP, and drop the oldest beyond `keep`."""
-    if not distributed.first():
-        return
-    with files.folder_written_whole(folder / files.checkpoint_name(step)) as temporary:
-        models.save_pretrained(model, tokenizer, temporary)
-    found = files.checkpoints(folder)
-    for old in found[: 0 if keep is None else max(0, len(found) - keep)]:
-        files.remove_folder(old)
+    if distributed.first():
+        with files.folder_written_whole(folder / files.checkpoint_name(step)) as temporary:
+            models.save_pretrained(model, tokenizer, temporary)
+        found = files.checkpoints(folder)
+        for old in found[: 0 if keep is None else max(0, len(found) - keep)]:
+            files.remove_folder(old)
+    distributed.wait_for_first()
 
 
 def save_final(model, tokenizer, folder: Path) -> None:
     """Put the trained model into the output folder itself, each file whole."""
-    if not distributed.first():
-        return
-    with files.folder_written_whole(folder / files.checkpoint_name(0)) as temporary:
-        models.save_pretrained(model, tokenizer, temporary)
-    for file in (folder / files.checkpoint_name(0)).iterdir():
-        file.replace(folder / file.name)
-    (folder / files.checkpoint_name(0)).rmdir()
+    if distributed.first():
+        with files.folder_written_whole(folder / files.checkpoint_name(0)) as temporary:
+            models.save_pretrained(model, tokenizer, temporary)
+        for file in (folder / files.checkpoint_name(0)).iterdir():
+            file.replace(folder / file.name)
+        (folder / files.checkpoint_name(0)).rmdir()
+    distributed.wait_for_first()
 
 

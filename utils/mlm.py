@@ -49,7 +49,7 @@ def _my_share(batch: MlmBatch, rows: Rows) -> MlmBatch:
 
 
 class MlmTask:
-    """MLM on a text. `as_released`: new evaluation masks each time, batch accuracies weighted by all tokens."""
+    """MLM on a text. `as_released`: new evaluation masks at each step, batch accuracies weighted by all tokens."""
 
     name, score_key, scale, model_class, columns = "mlm", SCORE["mlm"], 100.0, MaskedLanguageModel, None
 
@@ -57,7 +57,6 @@ class MlmTask:
         self.tokenizer, self.probability, self.as_released_batch = tokenizer, probability, as_released_batch
         self.train: Blocks | None = None
         self.dev: Blocks | None = None
-        self._evaluations = 0
 
     @property
     def train_rows(self) -> int:
@@ -92,9 +91,8 @@ class MlmTask:
     def evaluate(self, model: nn.Module, device: torch.device, precision: str, folder: Path, prefix: str) -> dict:
         """Accuracy over the masked tokens of the text, and perplexity (e to the mean cross-entropy)."""
         model.eval()
-        self._evaluations += 1
         sums, counts = torch.zeros(3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-        for batch in self._dev_batches(device):
+        for batch in self._dev_batches(device, int(prefix) if self.as_released_batch else 0):
             with autocast(device, precision):
                 logits = self.logits(model, batch).float()
             hits = (logits.argmax(-1) == batch.targets).sum()
@@ -107,15 +105,14 @@ class MlmTask:
         accuracy = weighted / tokens if self.as_released_batch else right / max(1, masked)
         return {"accuracy": accuracy, "perplexity": math.exp(min(700.0, loss / max(1, masked)))}
 
-    def _dev_batches(self, device: torch.device):
+    def _dev_batches(self, device: torch.device, drawn_at: int):
         size = self.as_released_batch or max(1, EVALUATION_TOKENS // self.dev.block_size)
-        drawn_anew = self._evaluations if self.as_released_batch else 0
         for begin in distributed.mine(range(0, len(self.dev), size)):
             blocks = np.arange(begin, min(begin + size, len(self.dev)))
             rows = self.dev.gather(blocks)
             packed = pack(rows, np.arange(len(rows)))
             # each block's masks come from its own number: the same whatever the batches
-            parts = [self._mask_block(rows[i][0], derive(EVALUATION_SEED, drawn_anew, int(b))) for i, b in enumerate(blocks)]
+            parts = [self._mask_block(rows[i][0], derive(EVALUATION_SEED, drawn_at, int(b))) for i, b in enumerate(blocks)]
             inputs, chosen = (torch.cat(column) for column in zip(*parts, strict=True))
             places = torch.nonzero(chosen).flatten()
             targets = packed.ids[0, places]

@@ -10,7 +10,7 @@ from torch import nn
 
 from utils import distributed, files, finetune, imp, masks, models, report, seeds
 from utils.report import Journal, say
-from utils.run import Run
+from utils.run import Follower, Run
 from utils.training import Recipe, Trainer
 from utils.watch import Watch
 
@@ -127,7 +127,7 @@ def run_evaluation(task, model: nn.Module, ticket: finetune.Ticket, init: str, i
                    settings: Settings) -> None:
     """Evaluate the model given (or every checkpoint in the output folder) without training; adds rows, replaces none."""
     s = settings
-    run = Run(Path(s.output_dir), s.arguments)
+    run = (Run if distributed.first() else Follower)(Path(s.output_dir), s.arguments)
     run.folder.mkdir(parents=True, exist_ok=True)
     journal = _journal(run, s, task, "evaluate", init, init_info)
     evaluate = Evaluator(task, model.to(s.device), s, journal)

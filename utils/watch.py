@@ -1,11 +1,14 @@
 """What happens between two optimizer steps: loss and progress, evaluation when due, checkpoints, signals to stop."""
 
+import collections
+import contextlib
 import math
+import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from tqdm import tqdm
@@ -16,7 +19,34 @@ from utils.run import RESUME_EXIT_CODE, Run
 from utils.training import Trainer
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+RECORDS = 10_000  # steps remembered, whatever the length of the run
 GPU_FLUSH = 50  # steps between two looks at the losses on a GPU: each look waits for the device
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """While no Watch follows them, signals to stop end the process at once; its exit code says that it can go on."""
+
+    def end(number, _frame):
+        if distributed.first():
+            line = f"{signal.Signals(number).name}: stopped; the same command goes on from what is saved\n"
+            os.write(2, line.encode())  # print might be what was interrupted
+        raise Preempted(RESUME_EXIT_CODE)
+
+    with _handled_by(end):
+        yield
+
+
+@contextlib.contextmanager
+def _handled_by(handler: Callable) -> Iterator[None]:
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
 
 
 class LossNotFinite(Exception):
@@ -39,7 +69,8 @@ class Watch:
         self.trainer, self.run, self.journal = trainer, run, journal
         self.periodic = [(logging_steps, self._log), *periodic]
         self.checkpoint_seconds = 60 * checkpoint_minutes
-        self.records: list[dict] = []  # loss, learning rate and gradient norm of every step of this process
+        # loss, learning rate and gradient norm of this process's last steps
+        self.records: collections.deque[dict] = collections.deque(maxlen=max(logging_steps, RECORDS))
         self._pending: list[tuple] = []
         self._total, self._bar = total, None
         self._round, self._offset = 0, 0
@@ -47,19 +78,17 @@ class Watch:
         self._began = time.monotonic()
         self._saved_at = time.monotonic()
         self._stop: int | None = None
+        self._handlers = contextlib.ExitStack()
 
     def __enter__(self) -> "Watch":
         self._bar = tqdm(total=self._total, unit="step", file=sys.stderr, dynamic_ncols=True, leave=False,
                          disable=not distributed.first())
-        self._handlers = {}
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {s: signal.signal(s, self._on_signal) for s in STOP_SIGNALS}
+        self._handlers.enter_context(_handled_by(self._on_signal))
         return self
 
     def __exit__(self, *_) -> None:
         self._bar.close()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self._handlers.close()
         self.journal.close()
 
     def _on_signal(self, number, _frame) -> None:
@@ -97,18 +126,23 @@ class Watch:
             return
         values = torch.stack([pair for _, _, pair, _ in self._pending]).tolist()  # one wait for the device
         for (step, rate, _, batches), (loss, norm) in zip(self._pending, values, strict=True):
-            if not math.isfinite(loss):
+            if fault := self._fault(loss, norm):
                 rows = ", ".join(str(r) for rows in batches for r in rows)
-                raise LossNotFinite(
-                    f"the loss is {loss} at step {step} of round {self._round + 1} (training rows {rows}); "
-                    "lower --learning_rate; the last good checkpoint is kept"
-                )
+                raise LossNotFinite(f"{fault} at step {step} of round {self._round + 1} (training rows {rows}); "
+                                    "lower --learning_rate; the last good checkpoint is kept")
             self.records.append({"loss": loss, "lr": rate, "grad_norm": norm})
         self._pending.clear()
         self._bar.set_postfix(loss=f"{self.records[-1]['loss']:.4f}", refresh=False)
 
+    def _fault(self, loss: float, norm: float) -> str | None:
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if not math.isfinite(norm) and not self.trainer.scaler.is_enabled():  # a loss scaler skips such a step
+            return f"the gradient's norm is {norm}"
+        return None
+
     def _log(self, place: int) -> None:
-        recent = self.records[-self.periodic[0][0]:]
+        recent = list(self.records)[-self.periodic[0][0]:]
         self.journal.scalar("lr", recent[-1]["lr"], place)
         self.journal.scalar("loss", sum(r["loss"] for r in recent) / len(recent), place)
 
@@ -117,17 +151,20 @@ class Watch:
         self.flush()
         generators = distributed.gathered(seeds.generator_state())
         self.run.save_state({"round": round_, "step": step, "generators": generators, **self.trainer.state()})
+        distributed.wait_for_first()
         self._saved_at = time.monotonic()
 
     def resume(self) -> tuple[int, int] | None:
         """Put the saved state back; the round and step to go on from, or None if there is none."""
         state = self.run.load_state()
-        if state is None:
+        found = None if state is None else (state["round"], state["step"])
+        distributed.check_same(str(found), "checkpoint to go on from")
+        if found is None:
             return None
         self.trainer.load_state(state)
         generators = state["generators"]
         seeds.set_generator_state(generators[distributed.rank() % len(generators)])
-        return state["round"], state["step"]
+        return found
 
     def stop_if_asked(self) -> None:
         """End the process if a signal came; the state has just been saved."""
