@@ -54,6 +54,11 @@ def train(model, steps, weight_decay=0.0):
         optimizer.step()
 
 
+def originals(model):
+    """The trained values of every prunable matrix of a masked model."""
+    return {name: module.weight_orig.detach() for name, module in masks.prunable(model).items()}
+
+
 def dropped(mask):
     return sum(int((~m).sum()) for m in mask.values())
 
@@ -168,8 +173,8 @@ def test_a_second_prune_takes_the_smallest_of_those_alive_and_revives_none(model
     before = masks.current(model)
     for target in (0.1, 0.2, 0.5, 0.9):
         train(model, 1)
-        expected = sorted_out(masks.weights(model), round(target * total(before)), {k: before[k + masks.SUFFIX]
-                                                                                    for k in masks.prunable(model)})
+        kept = {name: before[name + masks.SUFFIX] for name in masks.prunable(model)}
+        expected = sorted_out(originals(model), round(target * total(before)), kept)
         masks.prune_to(model, target)
         after = masks.current(model)
         assert equal(after, expected) and dropped(after) == round(target * total(after))
@@ -193,9 +198,9 @@ def test_the_current_weights_are_ranked_and_not_the_stale_ones(model):
     masks.attach(model)
     forward(model)
     with torch.no_grad():  # as an optimizer step does: `weight` changes only at the next forward
-        for value in masks.weights(model).values():
+        for value in originals(model).values():
             value.copy_(1 / value)
-    expected = sorted_out(masks.weights(model), round(0.5 * total(masks.current(model))))
+    expected = sorted_out(originals(model), round(0.5 * total(masks.current(model))))
     masks.prune_to(model, 0.5)
     assert equal(masks.current(model), expected)
 
