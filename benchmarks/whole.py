@@ -24,7 +24,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def timed(*command: object) -> dict:
-    """Run Python with these arguments; its wall seconds and the peak of its resident memory in bytes."""
+    """Run Python with these arguments; its wall and processor seconds and the peak of its resident memory in bytes."""
     command = [sys.executable, *map(str, command)]
     began = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -32,7 +32,8 @@ def timed(*command: object) -> dict:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
-    return {"seconds": round(time.perf_counter() - began, 3), "peak_bytes": usage.ru_maxrss * 1024}
+    return {"seconds": round(time.perf_counter() - began, 3), "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
+            "peak_bytes": usage.ru_maxrss * 1024}
 
 
 def alternately(args: argparse.Namespace, record, what: str, ways: dict[str, list], folder: Path, **figures) -> None:

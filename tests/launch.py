@@ -6,6 +6,8 @@ import io
 import json
 import os
 import runpy
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -58,21 +60,24 @@ def fresh(script: str, *flags, cwd: Path, environment: dict[str, str] | None = N
 class Launcher:
     """Starts scripts as processes. The libraries take seconds to import: one server does it once, and forks.
 
-    `environment` is set before anything is imported; `started` is the process id of the script that runs.
+    `environment` is set before anything is imported.
     """
 
     def __init__(self, environment: dict[str, str]):
         self._server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                         env={**os.environ, **ONE_THREAD, **environment})
 
-    def start(self, script: str, *flags, cwd: Path, sleepless: bool = False) -> "Launched":
-        """Start `script`; one at a time. Where `sleepless`, waits between two tries of a library take no time."""
-        folder = Path(tempfile.mkdtemp(prefix="launch-"))
-        request = {"script": str(ROOT / script), "flags": [str(f) for f in flags], "cwd": str(cwd), "folder": str(folder),
-                   "sleepless": sleepless}
-        self._server.stdin.write(json.dumps(request) + "\n")
+    def start(self, script: str, *flags, cwd: Path, sleepless: bool = False, processes: int = 1) -> "Launched":
+        """Start `script`; one at a time. Where `sleepless`, waits between two tries of a library take no time.
+
+        Several processes find each other as torchrun's do, but nothing ends the others when one is lost.
+        """
+        folders = [tempfile.mkdtemp(prefix="launch-") for _ in range(processes)]
+        request = {"script": str(ROOT / script), "flags": [str(f) for f in flags], "cwd": str(cwd), "sleepless": sleepless}
+        self._server.stdin.write(json.dumps([request | {"folder": folder} for folder in folders]) + "\n")
         self._server.stdin.flush()
-        return Launched(int(self._server.stdout.readline()), folder, self._server.stdout)
+        pids = [int(pid) for pid in self._server.stdout.readline().split()]
+        return Launched(pids, list(map(Path, folders)), self._server.stdout)
 
     def __call__(self, script: str, *flags, cwd: Path, sleepless: bool = False) -> Ended:
         """Run `script` to its end."""
@@ -86,20 +91,25 @@ class Launcher:
 
 @dataclass(frozen=True)
 class Launched:
-    """A script that runs: its process id, and where its output goes."""
+    """A script that runs: its process ids by rank, and where each process's output goes."""
 
-    pid: int
-    folder: Path
+    pids: list[int]
+    folders: list[Path]
     answers: io.TextIOBase
 
     def wait(self) -> Ended:
-        """How it ended; a process that a signal killed has the code -signal."""
-        code = int(self.answers.readline())
-        texts = {name: (self.folder / name).read_bytes().decode() for name in ("out", "err")}
-        for file in self.folder.iterdir():
-            file.unlink()
-        self.folder.rmdir()
-        return Ended(code, **texts)
+        """How its only process ended; one that a signal killed has the code -signal."""
+        (ended,) = self.wait_all()
+        return ended
+
+    def wait_all(self) -> list[Ended]:
+        """How its processes ended, by rank."""
+        codes = map(int, self.answers.readline().split())
+        ended = [Ended(code, *((folder / name).read_bytes().decode() for name in ("out", "err")))
+                 for code, folder in zip(codes, self.folders, strict=True)]
+        for folder in self.folders:
+            shutil.rmtree(folder)
+        return ended
 
 
 def _serve() -> None:
@@ -110,12 +120,25 @@ def _serve() -> None:
     torch.set_num_threads(1)
     answers = os.dup(1)
     for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            os.close(answers)
-            become(**json.loads(line))
-        os.write(answers, f"{pid}\n".encode())
-        os.write(answers, f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n".encode())
+        requests = json.loads(line)
+        port, pids = _free_port(), []
+        for rank, request in enumerate(requests):
+            pids.append(os.fork())
+            if pids[-1] == 0:
+                os.close(answers)
+                if len(requests) > 1:
+                    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(len(requests)),
+                                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+                become(**request)
+        os.write(answers, f"{' '.join(map(str, pids))}\n".encode())
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        os.write(answers, f"{' '.join(map(str, codes))}\n".encode())
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
 
 
 def become(script: str, flags: list[str], cwd: str, folder: str, sleepless: bool = False) -> None:

@@ -560,15 +560,16 @@ def tree(folder):
     ("script", "flags", "stops"),
     [
         ("LT_glue.py", ["--max_steps", 12, "--save_steps", 4, "--sparsities", 0.3, 0.6, "--rewind_steps", 1],
-         [1, 4, 6, 7, 10]),
+         {1: "stop", 4: "stop", 6: "stop", 9: "crash", 11: "stop"}),
         ("LT_glue.py", ["--max_steps", 8, "--save_steps", 2, "--as_released", "--evaluate_during_training",
-                        "--logging_steps", 1], [3, 6]),
+                        "--logging_steps", 1], {3: "stop", 6: "crash", 9: "stop"}),
         ("glue_trans.py", ["--max_steps", 5, "--save_steps", 2, "--dir", "rand", "--eval_all_checkpoints",
-                           "--evaluate_during_training", "--logging_steps", 5], [2, 5]),
+                           "--evaluate_during_training", "--logging_steps", 1], {2: "stop", 5: "crash", 8: "stop"}),
     ],
     ids=["rewinding", "as released", "one network"],
 )
-def test_a_run_stopped_by_sigterm_goes_on_to_the_same_bytes(place, tmp_path, monkeypatch, script, flags, stops):
+def test_a_run_stopped_or_crashed_goes_on_to_the_same_bytes(place, tmp_path, monkeypatch, script, flags, stops):
+    """`stops`: after which of the steps taken, by all processes together, SIGTERM comes or the process fails."""
     out = tmp_path / "out"
     done(script, *command(place, out, *flags))
     undisturbed = tree(out)
@@ -578,15 +579,23 @@ def test_a_run_stopped_by_sigterm_goes_on_to_the_same_bytes(place, tmp_path, mon
     def step(self, batches, rate, place):
         result = original(self, batches, rate, place)
         taken.append(rate)
-        if len(taken) in stops:
+        if stops.get(len(taken)) == "stop":
             os.kill(os.getpid(), signal.SIGTERM)
+        elif stops.get(len(taken)) == "crash":
+            raise ZeroDivisionError
         return result
 
     monkeypatch.setattr(Trainer, "step", step)
-    for _ in stops:
+    for stop in stops.values():
+        torch.manual_seed(99)  # a new process does not know where the old one's generators were
+        if stop == "crash":
+            with pytest.raises(ZeroDivisionError):
+                launch.run(script, *command(place, out, *flags))
+            continue
         ended = launch.run(script, *command(place, out, *flags))
         assert ended.code == 75, ended.err
         assert [line for line in ended.errors() if "SIGTERM: state saved" in line] == ended.errors()
+    torch.manual_seed(99)
     done(script, *command(place, out, *flags))
     monkeypatch.undo()
     found = tree(out)

@@ -152,6 +152,14 @@ def test_selection_on_many_values(monkeypatch, every):
         assert equal(masks.magnitude(values, target), sorted_out(values, round(target * 113_000)))
 
 
+@pytest.mark.parametrize("odd", [100.0, 1e-6])
+def test_a_sample_that_misleads_changes_nothing(odd):
+    values = {"a": torch.randn(257 * 40, generator=torch.Generator().manual_seed(1))}
+    values["a"][:: masks.SAMPLE_EVERY] *= odd
+    for target in (0.2, 0.5, 0.9):
+        assert equal(masks.magnitude(values, target), sorted_out(values, round(target * 257 * 40)))
+
+
 @pytest.mark.parametrize("target", [0.0, 0.1, 0.25, 1 / 3, 0.5, 0.7, 0.9, 0.999, 1.0])
 def test_counts_are_exact_where_all_weights_are_equal(target):
     values = {"a": torch.full((7, 5), 0.25), "b": torch.full((3, 11), -0.25)}

@@ -107,7 +107,7 @@ def add_training_flags(parser: argparse.ArgumentParser, batch: int, rate: float,
     add("--bf16", action="store_true", help="mixed precision with bfloat16 (ours)")
     add("--as_released", action="store_true",
         help="do as the released code does where it differs from the paper (the README's Fidelity table)")
-    add("--local_rank", type=int, default=-1, help="set by torchrun; leave it alone")
+    add("--local_rank", "--local-rank", type=int, default=-1, help="set by torchrun; leave it alone")
 
 
 def add_ticket_flags(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -254,13 +254,19 @@ def total_steps(max_steps: int, epochs: float, steps_per_epoch: int) -> int:
     return max_steps if max_steps > 0 else max(1, round(epochs * steps_per_epoch))
 
 
+def arguments(args: argparse.Namespace) -> dict:
+    """Every flag's value, and the number of processes where there are several: they change the batches."""
+    several = {"processes": distributed.size()} if distributed.size() > 1 else {}
+    return dict(sorted({**vars(args), **several}.items()))
+
+
 def settings(args: argparse.Namespace) -> Settings:
     """How the run goes, from the flags that all training scripts share."""
     device = distributed.join(args.no_cuda)  # before the batch size, which counts the processes
     if args.fp16 and device.type == "cpu":
         raise UserError("--fp16 needs a GPU; leave it out, or use --bf16")
     return Settings(
-        script=os.path.basename(sys.argv[0]), output_dir=args.output_dir, arguments=dict(sorted(vars(args).items())),
+        script=os.path.basename(sys.argv[0]), output_dir=args.output_dir, arguments=arguments(args),
         overwrite=args.overwrite_output_dir, insist=args.should_continue, restart=args.restart, recipe=recipe(args),
         device=device, seed=args.seed, logging_steps=args.logging_steps,
         checkpoint_minutes=args.checkpoint_minutes, evaluate=args.do_eval,

@@ -1,6 +1,7 @@
 """The processes of one run under torchrun: who this one is, its share of the work, what they tell each other."""
 
 import os
+import warnings
 from datetime import timedelta
 
 import numpy as np
@@ -128,6 +129,7 @@ def loss_module(model: nn.Module, task) -> nn.Module:
     module = _Loss(model, task)
     if size() == 1:
         return module
-    # the pooler gets no gradient in MLM and SQuAD
-    return nn.parallel.DistributedDataParallel(module, process_group=_training, find_unused_parameters=True,
-                                               broadcast_buffers=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch have another name for broadcast_buffers
+        return nn.parallel.DistributedDataParallel(module, process_group=_training, broadcast_buffers=False,
+                                                   find_unused_parameters=not model.trains_pooler)

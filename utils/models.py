@@ -34,6 +34,7 @@ class SequenceClassifier(BertForSequenceClassification):
     """The GLUE model: pooler, dropout, linear head."""
 
     saved_as = "BertForSequenceClassification"
+    trains_pooler = True
     head = ("classifier.",)
 
 
@@ -41,6 +42,7 @@ class QuestionAnswerer(BertForQuestionAnswering):
     """The SQuAD model with the pooler that transformers 5 leaves out, so that masks cover the same matrices."""
 
     saved_as = "BertForQuestionAnswering"
+    trains_pooler = False
     head = ("qa_outputs.",)
 
     def __init__(self, config: BertConfig):
@@ -53,6 +55,7 @@ class MaskedLanguageModel(BertForMaskedLM):
     """The MLM model with the pooler that transformers 5 leaves out; no gradient reaches it, but it is ranked."""
 
     saved_as = "BertForMaskedLM"
+    trains_pooler = False
     head = ("cls.",)
 
     def __init__(self, config: BertConfig):
