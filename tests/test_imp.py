@@ -373,7 +373,7 @@ def test_an_imp_mask_on_pre_trained_weights(place, ten_rounds, tmp_path, steps):
 
 def test_the_dense_baseline_and_saved_steps(place, tmp_path):
     done("glue_trans.py", *command(place, tmp_path / "out", "--dir", "pre", "--max_steps", 5, "--save_steps", 2,
-                                   "--eval_all_checkpoints"))
+                                   "--eval_all_checkpoints", "--evaluate_during_training", "--logging_steps", 5))
     rows = results(tmp_path / "out")
     assert [(row["step"], row["final"], row["sparsity"], row["mask"]) for row in rows] == [
         (2, False, 0.0, None), (4, False, 0.0, None), (5, True, 0.0, None)]

@@ -82,7 +82,7 @@ class GlueTask:
         """Logits of every row, in the rows' order, float32 [n, labels]."""
         model.eval()
         found = np.zeros((len(rows), self.labels), dtype=np.float32)
-        for batch in mine(by_length(rows)):
+        for batch in mine(by_length(rows, self.pad_to)):
             with autocast(device, precision):
                 logits = self.logits(model, pack(rows, batch, self.pad_to).to(device))
             found[batch] = logits.float().cpu().numpy()

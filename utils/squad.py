@@ -82,7 +82,7 @@ class SquadTask:
         sizes = np.full(len(rows), self.pad_to) if self.pad_to else rows.lengths()
         ends = np.cumsum(sizes)
         found = np.zeros((2, int(ends[-1])), dtype=np.float32)
-        for batch in mine(by_length(rows)):
+        for batch in mine(by_length(rows, self.pad_to)):
             packed = pack(rows, batch, self.pad_to).to(device)
             with autocast(device, precision):
                 logits = self.logits(model, packed).cpu().numpy()
