@@ -113,11 +113,22 @@ def load_tokenizer(source: str, lower_case: bool | None, cache_dir: str | None =
     return tokenizer
 
 
+class _RawConfig:
+    """config.json as it stands: BertConfig takes any model's for its own."""
+
+    @staticmethod
+    def from_pretrained(source: str, **options) -> dict:
+        return BertConfig.get_config_dict(source, **options)[0]
+
+
 def load_config(source: str, cache_dir: str | None = None, **changes) -> BertConfig:
     """The BERT configuration of `source`. Raises UserError if there is none or it is not BERT's."""
     if os.path.isdir(source) and not (Path(source) / "config.json").exists():
         raise UserError(f"{source}: the model folder has no config.json; {LOCAL_REMEDY}")
     config = _from_source(BertConfig, source, cache_dir=cache_dir, **changes)
+    kind = _from_source(_RawConfig, source, cache_dir=cache_dir).get("model_type", "bert")
+    if kind != "bert":
+        raise UserError(f"{source}: config.json describes a model of type {kind}, not a BERT; give a BERT")
     config._attn_implementation = "packed_rows"
     return config
 
