@@ -309,12 +309,14 @@ def test_a_refused_command_is_refused_once_by_all_processes(start, place, tmp_pa
 def test_torchrun_hands_on_sigterm_and_the_run_goes_on(start, place, tmp_path, undisturbed):
     script, *flags = command(place, "glue", 2, "--checkpoint_minutes", 0, "--local_rank", -1)
     out = tmp_path / "out"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0",
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
                 str(Path(launch.ROOT) / script), *map(str, flags)]
     with subprocess.Popen(torchrun, cwd=tmp_path, env={**os.environ, **launch.ONE_THREAD}, stderr=subprocess.PIPE,
                           stdout=subprocess.DEVNULL, text=True) as running:
-        wait_for(state(out, 0))
-        running.terminate()
+        try:
+            wait_for(state(out, 0))
+        finally:
+            running.terminate()
         errors = running.stderr.read()
         assert running.wait() != 0
     assert "SIGTERM: state saved in out; the same command goes on from here" in errors

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 TIMEOUT = timedelta(seconds=45)  # in training: a process that is lost or hangs ends the others within a minute
-PATIENCE = timedelta(hours=2)  # elsewhere: one may import, read data or write a checkpoint longer than the others
+PATIENCE = timedelta(minutes=30)  # elsewhere: one may import, read data or write a checkpoint longer than the others
 _training = None  # the group of all processes with the short timeout
 
 

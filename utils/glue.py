@@ -59,6 +59,10 @@ class GlueTask:
     def train_rows(self) -> int:
         return len(self.train[0])
 
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens of these training rows, padding counted, int64 [B]."""
+        return np.full(len(rows), self.pad_to) if self.pad_to else self.train[0].lengths(rows)
+
     def train_batch(self, rows: np.ndarray, place: tuple[int, ...], device: torch.device) -> GlueBatch:
         """The batch of these training rows; nothing in it is random, so `place` is not used."""
         features, labels = self.train

@@ -62,6 +62,10 @@ class MlmTask:
     def train_rows(self) -> int:
         return len(self.train)
 
+    def lengths(self, rows: np.ndarray) -> None:
+        """A batch is masked, and its loss taken, as a whole."""
+        return None
+
     def train_batch(self, rows: np.ndarray, place: tuple[int, ...], device: torch.device) -> MlmBatch:
         """The batch of these blocks, masked on `device` by a generator that `place` seeds."""
         gathered = self.train.gather(np.sort(rows))

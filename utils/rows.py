@@ -25,9 +25,9 @@ class Rows:
         span = slice(self.starts[row], self.starts[row + 1])
         return self.ids[span], self.types[span]
 
-    def lengths(self) -> np.ndarray:
-        """Tokens of each row, int64 [n]."""
-        return np.diff(self.starts)
+    def lengths(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """Tokens of each row, or of those numbered `rows`, int64 [n]."""
+        return np.diff(self.starts) if rows is None else self.starts[rows + 1] - self.starts[rows]
 
     @classmethod
     def from_lists(cls, ids: list[list[int]], types: list[list[int]]) -> "Rows":

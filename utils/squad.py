@@ -52,6 +52,10 @@ class SquadTask:
     def train_rows(self) -> int:
         return len(self.train)
 
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens of these training rows, padding counted, int64 [B]."""
+        return np.full(len(rows), self.pad_to) if self.pad_to else self.train.rows.lengths(rows)
+
     def train_batch(self, rows: np.ndarray, place: tuple[int, ...], device: torch.device) -> SquadBatch:
         """The batch of these windows; nothing in it is random, so `place` is not used."""
         w, (own, total) = self.train, my_rows(rows)

@@ -2,7 +2,8 @@
 
 import contextlib
 import ctypes
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from utils import distributed
 from utils.optim import ReleasedAdamW
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+ACTIVATION_BYTES = 1.5e9  # on a CPU a batch that would keep more for its backward pass is worked on in parts
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Trainer:
     """A model in training: its task, optimizer and device.
 
     `task` gives `train_batch(rows, place, device)` and `loss(model, batch)`; `place` (seed, round, step, batch) seeds what
-    the task draws itself.
+    the task draws itself; `lengths(rows)` tells the tokens of each row, or None where a batch cannot be worked on in parts.
     """
 
     def __init__(self, model: nn.Module, task, recipe: Recipe, device: torch.device):
@@ -67,10 +69,10 @@ class Trainer:
         self.optimizer.set_lr(rate)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
-        for number, rows in enumerate(batches):
-            batch = self.task.train_batch(rows, (*place, number), self.device)
+        for number, part, share in self.parts(batches):
+            batch = self.task.train_batch(part, (*place, number), self.device)
             with self.autocast():
-                loss = self.loss(batch) / len(batches)
+                loss = self.loss(batch) / len(batches) * share
             # DistributedDataParallel takes the mean over the processes; the batch's mean is the sum of their shares
             self.scaler.scale(loss * distributed.size()).backward()
             total += loss.detach()
@@ -80,6 +82,23 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return total, norm
+
+    def parts(self, batches: list[np.ndarray]) -> Iterator[tuple[int, np.ndarray, float]]:
+        """What goes through the model at once: number of the batch, its rows or a part of them, which share of it that is.
+
+        Parts hold rows of like length; their losses, weighted by share, have the batch's mean loss and gradients as sum.
+        """
+        for number, rows in enumerate(batches):
+            lengths = self.task.lengths(rows) if self.device.type == "cpu" else None
+            count = 1 if lengths is None else math.ceil(self.activation_bytes(lengths) / ACTIVATION_BYTES)
+            for part in [rows] if count == 1 else alike(rows, lengths, count):
+                yield number, part, len(part) / len(rows)
+
+    def activation_bytes(self, lengths: np.ndarray) -> float:
+        """About how much a forward pass over rows of these lengths keeps for the backward pass, in each process."""
+        c = self.model.config
+        numbers = 12 * c.hidden_size + 2 * c.intermediate_size + 4 * c.num_attention_heads * int(lengths.max())
+        return 4 * c.num_hidden_layers * numbers * int(lengths.sum()) / distributed.size()
 
     def train(self, plan: Plan, start: int, place: tuple[int, ...], watch) -> None:
         """Take the steps `start` to `plan.steps`, telling `watch` of each."""
@@ -113,6 +132,14 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype={"fp16": torch.float16, "bf16": torch.bfloat16}[precision])
+
+
+def alike(rows: np.ndarray, lengths: np.ndarray, count: int) -> list[np.ndarray]:
+    """`rows` sorted by length, in at most `count` parts of about equally many tokens, none empty."""
+    order = np.argsort(-lengths, kind="stable")
+    upto = np.cumsum(lengths[order])
+    bounds = np.searchsorted(upto, upto[-1] * np.arange(1, count) / count)
+    return [part for part in np.split(rows[order], bounds) if len(part)]
 
 
 def keep_freed_memory() -> None:

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# quickstart.sh [--quick] [FOLDER]: the paper in miniature. Makes .venv and installs requirements.txt; then, without a download,
+# generates an artificial language, pre-trains a small BERT on it, finds its tickets, trains them and the controls, and prints
+# Table 2 and Figure 2. All files go to FOLDER (miniature). Three seeds, at most six minutes on two cores; --quick: one seed,
+# at most three. Stopped, it goes on where it was. PYTHON=python: use that one, install nothing. TASKS=MLM: that task alone.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+seeds=3
+if [ "${1:-}" = --quick ]; then seeds=1; shift; fi
+folder=${1:-miniature}
+read -ra tasks <<< "${TASKS:-CoLA MLM}"
+sparsity=0.5
+
+if [ -z "${PYTHON:-}" ]; then
+    echo "== Python packages, in .venv"
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "quickstart.sh needs Python 3.11" >&2; exit 2; }
+    [ -x .venv/bin/python ] || python3 -m venv .venv
+    .venv/bin/pip install -q --disable-pip-version-check -r requirements.txt
+    PYTHON=.venv/bin/python
+fi
+PATH=$(cd "$(dirname "$(command -v "$PYTHON")")" && pwd):$PATH
+export PATH CUDA_VISIBLE_DEVICES=  # too small for a GPU
+SECONDS=0
+
+echo "== An artificial language: each word has a kind and a gender, which its neighbours alone tell"
+python experiments/miniature.py "$folder"
+text=$folder/data/pretrain_data
+
+echo "== Pre-training a BERT of 3 layers on it: theta_0"
+python -u pretrain_trans.py --dir rand --config_name "$folder/bert" --tokenizer_name "$folder/bert" --mlm \
+    --train_data_file "$text/en.train" --eval_data_file "$text/en.valid" --block_size 32 --do_train --do_eval \
+    --evaluate_during_training --logging_steps 200 --max_steps 1200 --per_gpu_train_batch_size 32 \
+    --learning_rate 2e-3 --warmup_steps 100 --output_dir "$folder/model" --seed 1
+
+for what in table2 figure2; do
+    echo "== The commands of $what ($folder/$what.list), $(nproc) side by side"
+    python experiments/plan.py "$what" --preset mini --tasks "${tasks[@]}" --seeds "$seeds" --sparsity "$sparsity" \
+        --imp_to 0.7 --lr CoLA=1e-3 --steps MLM=100 --length MLM=32 --model "$folder/model" --data "$folder/data" \
+        --out "$folder/runs" > "$folder/$what.list"
+    bash experiments/run_local.sh "$folder/$what.list" --jobs "$(nproc)"
+done
+
+echo "== Results (Figure 2 at $sparsity too, as the miniature has little to spare)"
+python experiments/tables.py "$folder/runs" --only table2 figure2 --tasks "${tasks[@]}" --sparsity "$sparsity" --no_paper
+python experiments/verdict.py "$folder/runs" --tasks "${tasks[@]}" --sparsity "$sparsity"
+echo "$SECONDS s. Tables: $folder/runs/tables; every run, with its results.jsonl and masks: $folder/runs; logs: $folder/*.logs"
