@@ -45,7 +45,7 @@ def run(main: Callable[[], None]) -> None:
         _end(f"process {distributed.rank()}: {str(error).splitlines()[0]}; another process was lost or disagrees, "
              "the same command goes on from the last checkpoint", 1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO):
             raise
         _end(f"{error.filename or 'a file'}: {error.strerror}; what was saved before is intact, "
              "mend it and run the command again", 1)

@@ -8,6 +8,7 @@ import hashlib
 import math
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -239,6 +240,7 @@ def load_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd pickles, which are refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_sums(path)
     except pickle.UnpicklingError as error:  # torch's message would advise to trust the file
         raise UserError(f"{path}: not a {what} file of tensors only; refused, nothing in it was run") from error
     except Exception as error:  # torch raises many kinds for a damaged file
@@ -249,6 +251,15 @@ def load_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise UserError(f"{path}: key {key!r} does not name a tensor; not a {what} file")
     return content
+
+
+def _check_sums(path: Path) -> None:
+    """Raises an error if an entry of a torch file is not what was written; torch itself does not look at the checksums."""
+    if zipfile.is_zipfile(path):  # else a file of old torch versions, which has none
+        with zipfile.ZipFile(path) as archive:
+            spoilt = archive.testzip()
+        if spoilt:
+            raise ValueError(f"the checksum of {spoilt} is wrong")
 
 
 def _first_line(error: Exception) -> str:

@@ -44,6 +44,14 @@ class State(NamedTuple):
         except OSError:
             return False
 
+    def load(self) -> dict:
+        """What was saved. Raises UserError if the file holds anything but tensors and plain values, without running it."""
+        try:
+            return torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds
+            raise UserError(f"{self.path}: not a checkpoint that this program wrote; remove it and run the command again"
+                            ) from error
+
 
 class Run:
     """An output folder held by this process. Use as a context manager: leaving it gives the lock back."""
@@ -238,7 +246,7 @@ class Run:
         """The last intact state, or None for a run from the start; evaluations after it are taken back."""
         for at in reversed(self._states()):
             if at.intact():
-                state = torch.load(at.path, map_location="cpu", weights_only=True)
+                state = at.load()
                 self._take_back_results(state["results_bytes"])
                 self._seconds_before = state["seconds"]
                 return state
