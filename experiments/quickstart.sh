@@ -19,7 +19,7 @@ if [ -z "${PYTHON:-}" ]; then
     PYTHON=.venv/bin/python
 fi
 PATH=$(cd "$(dirname "$(command -v "$PYTHON")")" && pwd):$PATH
-export PATH CUDA_VISIBLE_DEVICES=  # too small for a GPU
+export PATH CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1  # too small for a GPU, or for two threads
 SECONDS=0
 
 echo "== An artificial language: each word has a kind and a gender, which its neighbours alone tell"

@@ -28,7 +28,8 @@ def claims(found: Results, task: str, percent: float) -> Iterator[tuple[bool | N
         control = found.cell(task, percent=percent, **wanted) if label in CONTROLS else None
         if control is not None:
             behind = full.mean - control.mean
-            yield behind >= MARGIN, f"{name}: {label}, {_shown(control)}: {MARGIN:g} points or more below {whole} ({behind:.1f})"
+            yield behind >= MARGIN, (
+                f"{name}: {label}, {_shown(control)}: {MARGIN:g} points or more below {whole} ({behind:.1f})")
 
 
 def _shown(cell: Cell) -> str:

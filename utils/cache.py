@@ -27,17 +27,20 @@ def digest(*parts: bytes | str | Path) -> str:
     return total.hexdigest()[:16]
 
 
-def cached_arrays(
-    path: Path, build: Callable[[], dict[str, np.ndarray]], overwrite: bool = False
-) -> dict[str, np.ndarray]:
+def cached_arrays(path: Path, build: Callable[[], dict[str, np.ndarray]], sound: Callable[[dict[str, np.ndarray]], bool],
+                  overwrite: bool = False) -> dict[str, np.ndarray]:
     """The arrays in the .npz at `path`, or those that `build` makes, then written there whole.
 
-    A cache that cannot be read is built anew, one that cannot be written is skipped; both say so on stderr.
+    A cache that cannot be read or is not `sound` is built anew, one that cannot be written is skipped; both say so on
+    stderr.
     """
     if path.exists() and not overwrite:
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
+                arrays = {name: archive[name] for name in archive.files}
+            if not sound(arrays):
+                raise ValueError("it holds something else")
+            return arrays
         except DAMAGE as error:
             print(f"warning: {path}: cache cannot be read ({error}); building it anew", file=sys.stderr)
     arrays = build()

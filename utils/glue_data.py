@@ -104,10 +104,7 @@ def load(
     name = files.GLUE_CACHE.format(split=split, task=spec.name, max_length=max_length, digest=key)
     cache = (cache_dir or data_dir) / name
     build = functools.partial(_arrays, spec, path, tokenizer, max_length)
-    arrays = cached_arrays(cache, build, overwrite_cache)
-    if not _sound(arrays):
-        print(f"warning: {cache}: cache holds no rows of this task; building it anew", file=sys.stderr)
-        arrays = cached_arrays(cache, build, overwrite=True)
+    arrays = cached_arrays(cache, build, _sound, overwrite_cache)
     if left_out := arrays["left_out"].tolist():
         print(f"{path}: rows with too few columns are left out, as the released code does: "
               f"{', '.join(map(str, left_out))}", file=sys.stderr)
@@ -274,7 +271,7 @@ def _arrays(spec: GlueSpec, path: Path, tokenizer, max_length: int) -> dict[str,
 
 def _sound(arrays: dict[str, np.ndarray]) -> bool:
     """Whether cached arrays fit together as rows and labels."""
-    if set(arrays) != {"ids", "types", "starts", "labels", "left_out"} or any(a.ndim != 1 for a in arrays.values()):
+    if set(arrays) != {"ids", "types", "starts", "labels", "left_out"} or any(np.ndim(a) != 1 for a in arrays.values()):
         return False
     ids, types, starts, labels = (arrays[name] for name in ("ids", "types", "starts", "labels"))
     integers = all(array.dtype.kind in "iu" for array in (ids, types, starts))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from utils import distributed, files
 from utils.errors import UserError
@@ -173,20 +174,20 @@ class Run:
 
     def check_held(self) -> None:
         """Raises UserError if the folder, or the lock in it, is gone: what is written now would be half a run's."""
-        if self._lock is None:  # not a folder of this process alone
-            return
-        try:
-            held = os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.folder / files.LOCK))
-        except OSError:
-            held = False
-        if not held:
+        if self._lock is not None and not self._held():  # None: not a folder of this process alone
             raise UserError(f"--output_dir {self.folder}: removed while this run was writing there; "
                             "the same command begins the run anew")
+
+    def _held(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.folder / files.LOCK))
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Give the lock back; the folder stays."""
         if self._lock:
-            if not self._filled():
+            if self._held() and not self._filled():
                 (self.folder / files.LOCK).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     self.folder.rmdir()
@@ -251,8 +252,8 @@ class Run:
                 self._seconds_before = state["seconds"]
                 return state
             if distributed.first():
-                print(f"warning: {at.path}: this checkpoint is cut short or damaged; going back to the one before it, or to "
-                      "the start", file=sys.stderr)
+                tqdm.write(f"warning: {at.path}: this checkpoint is cut short or damaged; going back to the one before it, "
+                           "or to the start", file=sys.stderr)
         if self._insist:
             raise UserError(f"--should_continue: {self.folder} holds no intact checkpoint; without the flag, "
                             "this command begins the run anew")

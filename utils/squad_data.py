@@ -7,7 +7,7 @@ import sys
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +71,19 @@ class SquadWindows:
         return arrays | {"ids": rows.ids, "types": rows.types, "starts": rows.starts}
 
     @classmethod
+    def sound(cls, arrays: dict[str, np.ndarray]) -> bool:
+        """Whether arrays from a file fit together as windows."""
+        names = {field.name for field in fields(cls)} - {"rows"} | {"ids", "types", "starts"}
+        if set(arrays) != names or any(np.ndim(a) != 1 or a.dtype.kind not in "iub" for a in arrays.values()):
+            return False
+        size = {name: len(array) for name, array in arrays.items()}
+        starts = arrays["starts"]
+        return bool(len(starts) and starts[0] == 0 and (np.diff(starts) > 0).all()
+                    and {size[name] for name in ("example", "first", "base", "start", "end")} == {len(starts) - 1}
+                    and {size[name] for name in ("ids", "types", "max_context")} == {int(starts[-1])}
+                    and size["char_start"] == size["char_end"] == size["inside_word"])
+
+    @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "SquadWindows":
         """The windows that `to_arrays` took apart."""
         arrays = dict(arrays)
@@ -99,7 +112,7 @@ def load(
         return windows(examples, tokenizer, max_seq_length, doc_stride, max_query_length, training, threads,
                        progress).to_arrays()
 
-    found = SquadWindows.from_arrays(cached_arrays(cache, build, overwrite_cache))
+    found = SquadWindows.from_arrays(cached_arrays(cache, build, SquadWindows.sound, overwrite_cache))
     if len(found.skipped):
         print(f"warning: {path}: {len(found.skipped)} of {len(examples)} questions left out of training: the text of "
               f"their answer is not where its answer_start says (first: {examples[found.skipped[0]].id!r})",
