@@ -10,6 +10,7 @@ if [ "${1:-}" = --quick ]; then seeds=1; shift; fi
 folder=${1:-miniature}
 read -ra tasks <<< "${TASKS:-CoLA MLM}"
 sparsity=0.5
+jobs=$(nproc)
 
 if [ -z "${PYTHON:-}" ]; then
     echo "== Python packages, in .venv"
@@ -33,11 +34,11 @@ python -u pretrain_trans.py --dir rand --config_name "$folder/bert" --tokenizer_
     --learning_rate 2e-3 --warmup_steps 100 --output_dir "$folder/model" --seed 1
 
 for what in table2 figure2; do
-    echo "== The commands of $what ($folder/$what.list), $(nproc) side by side"
+    echo "== The commands of $what ($folder/$what.list), $jobs side by side"
     python experiments/plan.py "$what" --preset mini --tasks "${tasks[@]}" --seeds "$seeds" --sparsity "$sparsity" \
-        --imp_to 0.7 --lr CoLA=1e-3 --steps MLM=100 --length MLM=32 --model "$folder/model" --data "$folder/data" \
+        --imp_to 0.7 --lr CoLA=1e-3 --steps MLM=100 --length 32 --model "$folder/model" --data "$folder/data" \
         --out "$folder/runs" > "$folder/$what.list"
-    bash experiments/run_local.sh "$folder/$what.list" --jobs "$(nproc)"
+    bash experiments/run_local.sh "$folder/$what.list" --jobs "$jobs"
 done
 
 echo "== Results (Figure 2 at $sparsity too, as the miniature has little to spare)"

@@ -468,7 +468,7 @@ def hostile(request, tmp_path):
 
     def write(path):
         content = {"bert.pooler.dense.weight_mask": Payload(proof)}
-        torch.save(content, path) if request.param == "torch" else path.write_bytes(pickle.dumps(content))
+        torch.save(content, path) if request.param == "torch" else path.write_bytes(pickle.dumps(content, 2))
         return path
 
     yield write
