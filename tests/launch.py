@@ -50,6 +50,18 @@ def run(script: str, *flags) -> Ended:
     return Ended(code, out.getvalue(), err.getvalue())
 
 
+def done(script: str, *flags) -> str:
+    """Run a script that must succeed and print nothing but its progress bar on stderr; its stdout."""
+    ended = run(script, *flags)
+    assert ended.code == 0 and ended.errors() == [], ended.err
+    return ended.out
+
+
+def results(folder: Path) -> list[dict]:
+    """The rows of a run."""
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
 def fresh(script: str, *flags, cwd: Path, environment: dict[str, str] | None = None) -> Ended:
     """Run a script with an interpreter of its own, as a user does; it takes seconds to import the libraries."""
     done = subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], cwd=cwd, capture_output=True,

@@ -15,20 +15,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from launch import results
 from tensorboardX.proto.event_pb2 import Event
 
 from utils import distributed, glue, glue_data, models, seeds, squad, squad_data, text
 from utils.mlm import MlmTask
 
 MINUTE = 60  # seconds after which the others must have ended when one process is lost
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +74,6 @@ def losses(out):
                     found[event.step] = value.simple_value
             at += size + 16
     return [found[step] for step in sorted(found)]
-
-
-def results(out):
-    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
 def digests(out):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from launch import done, results
 from safetensors.torch import load_file
 from scipy.stats import pearsonr
 from transformers import BertForSequenceClassification, BertTokenizer
@@ -21,14 +22,6 @@ PEAK = 1e-3
 MODEL_FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
 ROW = {"task", "script", "method", "init", "init_info", "seed", "args", "versions", "device", "sparsity", "mask",
        "mask_sha256", "mask_info", "step", "round", "final", "metrics", "score", "wall_seconds"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +39,6 @@ def command(place, out, *more, task="STS-B"):
     return ["--output_dir", out, "--model_name_or_path", place / "bert", "--task_name", task, "--data_dir", place / task,
             "--do_train", "--do_eval", "--do_lower_case", "--max_seq_length", 32, "--per_gpu_train_batch_size", 8,
             "--learning_rate", PEAK, "--no_cuda", *more]
-
-
-def done(script, *flags):
-    """Run a script that must succeed and print nothing but its progress bar on stderr; its stdout."""
-    ended = launch.run(script, *flags)
-    assert ended.code == 0 and ended.errors() == [], ended.err
-    return ended.out
-
-
-def results(folder):
-    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
 def tickets(folder):
@@ -84,21 +66,6 @@ def zeros(folder, mask):
     state = load_file(folder / "model.safetensors")
     weights = {key: state[key.removesuffix("_mask")] for key in mask}
     return sum(int((w == 0).sum()) for w in weights.values()), all((weights[key][~mask[key]] == 0).all() for key in mask)
-
-
-@pytest.fixture
-def steps(monkeypatch):
-    """Every optimizer step taken: its learning rate, rows, and the model it started from."""
-    taken, original = [], Trainer.step
-
-    def step(self, batches, rate, place):
-        taken.append({"rate": rate, "rows": [row for rows in batches for row in rows.tolist()],
-                      "weights": masks.snapshot(self.model), "fresh": self.optimizer.steps == 0,
-                      "mask": {k: v.bool().clone() for k, v in self.model.named_buffers() if k.endswith("_mask")}})
-        return original(self, batches, rate, place)
-
-    monkeypatch.setattr(Trainer, "step", step)
-    return taken
 
 
 def same(one, other, prefix=""):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from launch import results
 from transformers import BertForPreTraining, BertForSequenceClassification
 
 from utils import glue_data, masks, models, seeds, session
@@ -17,14 +18,6 @@ from utils.rows import pack
 from utils.watch import Watch
 
 CLASSES = (models.SequenceClassifier, models.QuestionAnswerer, models.MaskedLanguageModel)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the reference was computed
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +108,6 @@ def assert_same_state(model, folder):
     for name, (total, norm) in expected.items():
         assert float(state[name].norm()) == pytest.approx(norm, rel=1e-5, abs=1e-6), name
         assert float(state[name].sum()) == pytest.approx(total, abs=1e-5 * max(1.0, norm) * state[name].numel() ** 0.5), name
-
-
-def results(folder):
-    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
 def test_ten_rounds_as_released_give_the_released_masks_bit_for_bit(golden, source, tmp_path, monkeypatch, watches):

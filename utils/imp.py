@@ -34,10 +34,14 @@ class Policy:
     last_round: bool = True  # train and score the sparsest subnetwork too, in a round of its own
 
     @property
+    def wanted(self) -> int:
+        """Rounds that the sparsities ask for."""
+        return len(self.sparsities) - self.prune_first + self.last_round
+
+    @property
     def rounds(self) -> int:
         """Rounds that the run has room for."""
-        after = len(self.sparsities) - self.prune_first + self.last_round
-        return min(after, (self.total_steps + self.short_first_round) // self.round_steps)
+        return min(self.wanted, (self.total_steps + self.short_first_round) // self.round_steps)
 
     def steps(self, round_: int) -> int:
         """Optimizer steps of `round_` (from 0), those before the rewinding point included."""
@@ -72,6 +76,8 @@ def check_policy(policy: Policy) -> None:
     if policy.round_steps < 1:
         raise UserError("--save_steps is the length of an IMP round and must be at least 1; "
                         "left out, it is a tenth of the run")
+    if policy.wanted < 1:
+        raise UserError("--sparsities: the released code prunes to the first before any training; give at least two")
     if policy.rounds < 1:
         raise UserError(f"--save_steps {policy.round_steps} is longer than the run of {policy.total_steps} steps; "
                         "lower it, or raise --num_train_epochs or --max_steps")

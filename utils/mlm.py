@@ -13,7 +13,7 @@ from utils import distributed
 from utils.masking import mask_tokens, special_mask
 from utils.metrics import SCORE
 from utils.models import MaskedLanguageModel, encode
-from utils.rows import Packed, Rows, pack
+from utils.rows import Packed, Rows, pack, send
 from utils.seeds import derive
 from utils.text import Blocks
 from utils.training import autocast
@@ -34,15 +34,19 @@ class MlmBatch:
     targets: torch.Tensor
     total: float  # tokens to predict in the whole batch, over all processes
 
+    def to(self, device: torch.device) -> "MlmBatch":
+        """The batch on `device`."""
+        return MlmBatch(self.packed.to(device), send(self.places, device), send(self.targets, device), self.total)
+
 
 def _my_share(batch: MlmBatch, rows: Rows) -> MlmBatch:
     """This process's rows of a batch, masked as they are in the whole: the draws do not depend on the processes."""
     own, total = distributed.my_rows(np.arange(len(rows)))
     row_of = batch.packed.slots // batch.packed.width
-    mine = torch.isin(row_of, torch.from_numpy(own).to(row_of.device))
+    mine = torch.isin(row_of, torch.from_numpy(own))
     chosen = torch.zeros_like(mine).index_fill(0, batch.places, True)
     targets = torch.zeros_like(row_of).index_copy(0, batch.places, batch.targets)
-    packed = pack(rows, own).to(row_of.device)
+    packed = pack(rows, own)
     packed.ids = batch.packed.ids[:, mine]
     places = torch.nonzero(chosen[mine]).flatten()
     return MlmBatch(packed, places, targets[mine][places], float("inf") if total == float("inf") else batch.total)
@@ -67,11 +71,10 @@ class MlmTask:
         return None
 
     def train_batch(self, rows: np.ndarray, place: tuple[int, ...], device: torch.device) -> MlmBatch:
-        """The batch of these blocks, masked on `device` by a generator that `place` seeds."""
+        """The batch of these blocks, masked by a generator that `place` seeds: the same masks on every device."""
         gathered = self.train.gather(np.sort(rows))
-        packed = pack(gathered, np.arange(len(rows))).to(device)
-        batch = self.masked(packed, torch.Generator(device).manual_seed(derive(*place, 3)))
-        return batch if distributed.size() == 1 else _my_share(batch, gathered)
+        batch = self.masked(pack(gathered, np.arange(len(rows))), torch.Generator().manual_seed(derive(*place, 3)))
+        return (batch if distributed.size() == 1 else _my_share(batch, gathered)).to(device)
 
     def masked(self, packed: Packed, generator: torch.Generator) -> MlmBatch:
         """Mask a packed batch: 15 % of its tokens, never special ones."""
@@ -95,16 +98,16 @@ class MlmTask:
     def evaluate(self, model: nn.Module, device: torch.device, precision: str, folder: Path, prefix: str) -> dict:
         """Accuracy over the masked tokens of the text, and perplexity (e to the mean cross-entropy)."""
         model.eval()
-        sums, counts = torch.zeros(3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-        for batch in self._dev_batches(device, int(prefix) if self.as_released_batch else 0):
+        sums, counts = torch.zeros(3, dtype=torch.float64, device=device), torch.zeros(2, dtype=torch.float64)
+        for batch in self._dev_batches(device, int(prefix or 0) if self.as_released_batch else 0):
             with autocast(device, precision):
                 logits = self.logits(model, batch).float()
             hits = (logits.argmax(-1) == batch.targets).sum()
             size = batch.packed.ids.numel()
             loss = F.cross_entropy(logits, batch.targets, reduction="sum")
-            sums += torch.stack([v.double() for v in (hits, loss, hits * size / max(1, batch.total))]).cpu()
+            sums += torch.stack([v.double() for v in (hits, loss, hits * size / max(1, batch.total))])
             counts += torch.tensor([batch.total, size])
-        right, loss, weighted = distributed.total(sums.to(device)).tolist()
+        right, loss, weighted = distributed.total(sums).tolist()
         masked, tokens = distributed.total(counts.to(device)).tolist()
         accuracy = weighted / tokens if self.as_released_batch else right / max(1, masked)
         return {"accuracy": accuracy, "perplexity": math.exp(min(700.0, loss / max(1, masked)))}
@@ -121,7 +124,7 @@ class MlmTask:
             places = torch.nonzero(chosen).flatten()
             targets = packed.ids[0, places]
             packed.ids = inputs[None]
-            yield MlmBatch(packed.to(device), places.to(device), targets.to(device), len(places))
+            yield MlmBatch(packed, places, targets, len(places)).to(device)
 
     def _mask_block(self, ids: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         t, block = self.tokenizer, torch.from_numpy(ids.astype(np.int64))
