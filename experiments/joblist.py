@@ -22,6 +22,7 @@ from utils import files
 from utils.errors import UserError
 
 STAGE = "# stage"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # SIGUSR1: SLURM's warning before a time limit
 STOPPED = os.EX_TEMPFAIL  # exit code of a script that was asked to stop: state saved, the same command goes on
 
 
@@ -177,6 +178,13 @@ class Runner:
                 self.say(f"{self.ends[job]}: line {job.line}: {job.text}")
 
 
+def _interrupt(_number, _frame) -> None:
+    """End as Ctrl-C does, once: SLURM and a batch script may each send the same signal."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -207,8 +215,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.count:
         print(*Counter(job.stage for job in jobs).values())
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end as Ctrl-C does
-    signal.signal(signal.SIGUSR1, signal.default_int_handler)  # SLURM's warning before a time limit
+    for number in STOP_SIGNALS:
+        signal.signal(number, _interrupt)
     runner = Runner(args.list, jobs, args.jobs, say=lambda line: print(line, flush=True))
     return runner.run(chosen(jobs, args.stage, args.number))
 

@@ -26,14 +26,6 @@ from utils.training import Trainer
 ROUNDS = ["--max_steps", 12, "--save_steps", 4, "--sparsities", 0.3, 0.6, "--logging_steps", 2]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faults")
@@ -58,7 +50,8 @@ def glue(place):
 def outcome(out):
     """What a run must end with: rows, masks, weights, and the names of its files."""
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    rows = [{**row, "wall_seconds": 0, "args": {**row["args"], "output_dir": "", "cache_dir": ""}} for row in rows]
+    rows = [{**row, "wall_seconds": 0, "args": {**row["args"], "output_dir": "", "cache_dir": "", "checkpoint_minutes": 0}}
+            for row in rows]
     rows = json.loads(json.dumps(rows).replace(str(out), "OUT"))
     names = sorted(str(path.relative_to(out)) for path in out.rglob("*") if "events" not in path.parts)
     return rows, names, [(out / name).read_bytes() for name in names if name.endswith((".safetensors", "mask.pt"))]
@@ -141,6 +134,37 @@ def fill(disk, left):
             file.write(bytes(1 << 16))
             file.flush()
     os.truncate(disk / "filler", max(0, (disk / "filler").stat().st_size - left))
+
+
+# ---- signals, and checkpoints by the clock
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_in_mid_round_ends_after_the_step_with_its_state_saved(place, tmp_path, at_step, monkeypatch, undisturbed, name):
+    out = tmp_path / "out"
+    at_step(6, lambda: os.kill(os.getpid(), getattr(signal, name)))
+    ended = imp(place, out, "--checkpoint_minutes", 10)
+    monkeypatch.undo()
+    (line,) = ended.errors()
+    assert ended.code == 75 and line == f"{name}: state saved in {out}; the same command goes on from here"
+    assert newest(out).name.startswith("state-1-2-"), "the sixth step was taken"
+    assert imp(place, out).code == 0
+    assert outcome(out) == undisturbed
+
+
+def test_a_checkpoint_comes_every_so_many_minutes(place, tmp_path, monkeypatch):
+    """Steps of four minutes: at ten minutes the third of a round's four is followed by a checkpoint, the others are not."""
+    now, seen, original, out = [0.0], [], Trainer.step, tmp_path / "out"
+
+    def step(self, *args):
+        seen.append(tuple(map(int, newest(out).name.split("-")[1:3])) if any(out.glob("state-*")) else None)
+        now[0] += 240
+        return original(self, *args)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    assert imp(place, out, "--checkpoint_minutes", 10).code == 0
+    assert seen == [None, None, None, (0, 3), (1, 0), (1, 0), (1, 0), (1, 3), (2, 0), (2, 0), (2, 0), (2, 3)]
 
 
 # ---- full disks
@@ -304,8 +328,9 @@ def test_a_spoilt_checkpoint_costs_the_round_and_not_the_run(place, tmp_path, at
     assert outcome(out) == undisturbed
 
 
-def alone(place, out):
-    return launch.run("glue_trans.py", "--output_dir", out, *glue(place), "--dir", "pre", "--max_steps", 6, "--save_steps", 2)
+def alone(place, out, *more):
+    return launch.run("glue_trans.py", "--output_dir", out, *glue(place), "--dir", "pre", "--max_steps", 6, "--save_steps", 2,
+                      *more)
 
 
 def test_a_spoilt_checkpoint_of_a_fine_tuning_begins_it_anew(place, tmp_path, at_step, monkeypatch):
@@ -353,6 +378,33 @@ def test_half_a_line_in_the_results_is_reported_and_the_next_row_gets_a_line_of_
     whole, half, other = (out / "results.jsonl").read_text().splitlines()
     assert half == '{"task": "mrpc", "sc' and json.loads(whole)["metrics"] == json.loads(other)["metrics"]
     assert len(run.read_rows(out / "results.jsonl")) == 2
+
+
+def test_a_run_does_not_go_on_with_a_model_or_mask_that_was_exchanged(place, tmp_path, at_step, monkeypatch):
+    """The flags are the same, what they name is not: theta_0 to rewind to, or the mask that the rows tell of."""
+    bert, mask = shutil.copytree(place / "bert", tmp_path / "bert"), tmp_path / "omp" / "mask.pt"
+
+    def one_shot(seed):
+        assert launch.run("oneshot.py", "--weight", "pre", "--model", "glue", "--rate", 0.5, "--method", "random", "--seed", seed,
+                          "--model_name_or_path", place / "bert", "--output_dir", mask.parent).code == 0
+
+    def masked(place, out, *more):
+        return alone(place, out, "--mask_dir", mask, *more)
+
+    def other_model():
+        tiny.bert(bert, seed=1)
+
+    one_shot(1)
+    for script, exchange in ((lambda *given: imp(*given, "--model_name_or_path", bert), other_model),
+                             (masked, lambda: one_shot(2))):
+        out = tmp_path / f"out-{exchange.__name__}"
+        state = interrupted(place, out, at_step, monkeypatch, step=4, script=script)
+        exchange()
+        ended = script(place, out)
+        (line,) = ended.errors()
+        assert ended.code == 2 and f"{out}: this run began with other weights or another mask" in line and "--restart" in line
+        assert newest(out) == state
+        assert script(place, out, "--restart").code == 0
 
 
 # ---- the folder, the clock

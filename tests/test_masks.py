@@ -19,7 +19,7 @@ from utils.rows import Rows, pack
 
 CLASSES = (models.SequenceClassifier, models.QuestionAnswerer, models.MaskedLanguageModel)
 QUERY = "bert.encoder.layer.0.attention.self.query.weight_mask"
-SAMPLES = [1, 3, 257]  # every so many-th value is looked at first: all, some, often none
+SAMPLES = [1, 3, 509]  # every so many-th value is looked at first: all, some, often none
 
 
 def tiny_config(layers=2, width=8):

@@ -178,6 +178,43 @@ def test_checkpoints_left_when_the_end_was_cut_off_go_with_the_next_look(tmp_pat
     assert places(tmp_path / "out") == []
 
 
+@pytest.mark.parametrize(
+    ("finished", "arguments", "flags", "end"),
+    [
+        (False, {}, {}, "continues"),
+        (False, {}, {"overwrite": True}, "continues"),  # it stands in every released command
+        (False, {}, {"insist": True}, "continues"),
+        (False, {"checkpoint_minutes": 1.0}, {}, "continues"),  # changes no result
+        (False, {}, {"restart": True}, "begins"),
+        (False, {"seed": 2}, {"overwrite": True}, "begins"),
+        (False, {"seed": 2}, {}, r"holds a run with other arguments \(--seed 1 there, 2 here\); give --overwrite_output_dir"),
+        (False, {"seed": 2}, {"restart": True}, "--seed 1 there, 2 here"),
+        (False, {"seed": 2}, {"overwrite": True, "insist": True}, "no checkpoint of this command"),
+        (True, {}, {}, "is finished"),
+        (True, {}, {"overwrite": True}, "begins"),
+        (True, {}, {"restart": True}, "is not empty; give --overwrite_output_dir"),
+        (True, {}, {"insist": True}, "is finished"),
+        (True, {}, {"insist": True, "overwrite": True}, "no checkpoint of this command"),
+    ],
+)
+def test_what_becomes_of_the_run_in_the_folder(tmp_path, finished, arguments, flags, end):
+    with opened(tmp_path / "out") as held:
+        held.append_result({"row": 1})
+        save(held, 0, 5)
+        if finished:
+            held.finish()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    if end not in ("continues", "begins", "is finished"):
+        with pytest.raises(UserError, match=end):
+            opened(tmp_path / "out", ARGUMENTS | arguments, **flags)
+        assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+        return
+    with opened(tmp_path / "out", ARGUMENTS | arguments, **flags) as held:
+        assert held.finished == (end == "is finished")
+        assert held.finished or (held.load_state() is not None) == (end == "continues")
+        assert held.results() == ([] if end == "begins" else [{"row": 1}])
+
+
 def test_two_processes_never_write_one_folder(tmp_path):
     with opened(tmp_path / "out"):
         with pytest.raises(UserError, match="another process is writing there"):

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 import torch
 from tqdm import tqdm
 
-from utils import distributed, seeds
+from utils import distributed, masks, seeds
+from utils.errors import UserError
 from utils.report import Journal
 from utils.run import RESUME_EXIT_CODE, Run
 from utils.training import Trainer
@@ -78,6 +79,7 @@ class Watch:
         self._began = time.monotonic()
         self._saved_at = time.monotonic()
         self._stop: int | None = None
+        self._began_with: str | None = None
         self._handlers = contextlib.ExitStack()
 
     def __enter__(self) -> "Watch":
@@ -99,6 +101,7 @@ class Watch:
         self._round, self._offset = round_, offset
         self._skipped += offset + start - self._place
         self._bar.n = self._place = offset + start
+        self._bar.initial = self._skipped  # what an earlier process did is none of this one's pace
         self._bar.set_description(f"round {round_ + 1}", refresh=True)
 
     def after_step(self, step: int, rate: float, loss: torch.Tensor, norm: torch.Tensor, batches: list) -> None:
@@ -150,17 +153,25 @@ class Watch:
         """Keep everything needed to go on after step `step` of `round_`."""
         self.flush()
         generators = distributed.gathered(seeds.generator_state())
-        self.run.save_state({"round": round_, "step": step, "generators": generators, **self.trainer.state()})
+        self.run.save_state({"round": round_, "step": step, "generators": generators, "began_with": self._began_with,
+                             **self.trainer.state()})
         distributed.wait_for_first()
         self._saved_at = time.monotonic()
 
     def resume(self) -> tuple[int, int] | None:
-        """Put the saved state back; the round and step to go on from, or None if there is none."""
+        """Put the saved state back; the round and step to go on from, or None if there is none.
+
+        To be called before the first step. Raises UserError if the model or its mask is not what the run began with.
+        """
+        self._began_with = masks.fingerprint(self.trainer.model)
         state = self.run.load_state()
         found = None if state is None else (state["round"], state["step"])
         distributed.check_same(str(found), "checkpoint to go on from")
         if found is None:
             return None
+        if state.get("began_with", self._began_with) != self._began_with:  # none in checkpoints of earlier versions
+            raise UserError(f"{self.run.folder}: this run began with other weights or another mask than the same flags give now; "
+                            "put those files (or library versions) back, or give --restart to begin anew")
         self.trainer.load_state(state)
         generators = state["generators"]
         seeds.set_generator_state(generators[distributed.rank() % len(generators)])
@@ -174,7 +185,7 @@ class Watch:
     def _end_by_signal(self) -> None:
         if distributed.first():
             name = signal.Signals(self._stop).name if self._stop else "a signal to another process"
-            print(f"{name}: state saved in {self.run.folder}; the same command goes on from here", file=sys.stderr)
+            tqdm.write(f"{name}: state saved in {self.run.folder}; the same command goes on from here", file=sys.stderr)
         raise Preempted(RESUME_EXIT_CODE)
 
     def time_left(self) -> float:
