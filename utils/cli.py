@@ -4,9 +4,12 @@ import argparse
 import dataclasses
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from utils import distributed, glue_data, imp, models, text
 from utils.errors import UserError
@@ -105,6 +108,11 @@ def add_training_flags(parser: argparse.ArgumentParser, batch: int, rate: float,
     add("--no_cuda", action="store_true", help="stay on the CPU")
     add("--fp16", action="store_true", help="mixed precision with 16-bit floats and loss scaling (GPU)")
     add("--bf16", action="store_true", help="mixed precision with bfloat16 (ours)")
+    add("--tf32", action="store_true", help="float32 matrix products with TensorFloat-32's shorter fractions (GPU; ours)")
+    add("--compile", action="store_true", default=False,
+        help="compile the encoder's layers with torch.compile, which takes a minute: for long runs on a GPU (ours)")
+    add("--no_compile", dest="compile", action="store_false", default=argparse.SUPPRESS,
+        help="do not compile, which is the default (ours)")
     add("--as_released", action="store_true",
         help="do as the released code does where it differs from the paper (the README's Fidelity table)")
     add("--local_rank", "--local-rank", type=int, default=-1, help="set by torchrun; leave it alone")
@@ -265,13 +273,19 @@ def settings(args: argparse.Namespace) -> Settings:
     device = distributed.join(args.no_cuda)  # before the batch size, which counts the processes
     if args.fp16 and device.type == "cpu":
         raise UserError("--fp16 needs a GPU; leave it out, or use --bf16")
+    if args.tf32 and device.type == "cpu":
+        raise UserError("--tf32 needs a GPU; leave it out")
+    if args.tf32:
+        torch.set_float32_matmul_precision("high")
+    if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        raise UserError("--compile needs a C++ compiler such as g++; install one, or leave the flag out")
     return Settings(
         script=os.path.basename(sys.argv[0]), output_dir=args.output_dir, arguments=arguments(args),
         overwrite=args.overwrite_output_dir, insist=args.should_continue, restart=args.restart, recipe=recipe(args),
         device=device, seed=args.seed, logging_steps=args.logging_steps,
         checkpoint_minutes=args.checkpoint_minutes, evaluate=args.do_eval,
         evaluate_during_training=args.evaluate_during_training, evaluate_checkpoints=args.eval_all_checkpoints,
-        keep_models=args.save_total_limit,
+        keep_models=args.save_total_limit, compiled=args.compile,
     )
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from utils import glue_data, metrics
 from utils.distributed import mine, my_rows, total_array
 from utils.models import SequenceClassifier, encode, pool
-from utils.rows import Packed, Rows, by_length, pack
+from utils.rows import Packed, Rows, by_length, pack, send
 from utils.training import autocast
 
 
@@ -67,7 +67,7 @@ class GlueTask:
         """The batch of these training rows; nothing in it is random, so `place` is not used."""
         features, labels = self.train
         own, total = my_rows(rows)
-        return GlueBatch(pack(features, own, self.pad_to).to(device), torch.from_numpy(labels[own]).to(device), total)
+        return GlueBatch(pack(features, own, self.pad_to).to(device), send(torch.from_numpy(labels[own]), device), total)
 
     def logits(self, model: nn.Module, packed: Packed) -> torch.Tensor:
         """[B, labels]"""

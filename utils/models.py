@@ -102,6 +102,16 @@ def pool(bert: BertModel, hidden: torch.Tensor, first: torch.Tensor) -> torch.Te
     return bert.pooler(hidden[first][:, None])
 
 
+def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
+    """Compile the encoder's layers in place by torch.compile: a few graphs for all of them, for any number of tokens.
+
+    Masks act within the graphs; parameters, names and what dropout draws stay as they are, results up to rounding.
+    """
+    options = {"fallback_random": True} if backend == "inductor" else None  # its own random numbers would be others
+    for layer in model.bert.encoder.layer:
+        layer.compile(dynamic=True, backend=backend, options=options)
+
+
 def load_tokenizer(source: str, lower_case: bool | None, cache_dir: str | None = None) -> BertTokenizer:
     """The fast WordPiece tokenizer of `source`; `lower_case` None leaves the model's own setting. Raises UserError."""
     if os.path.isdir(source) and not any((Path(source) / f).exists() for f in ("vocab.txt", "tokenizer.json")):

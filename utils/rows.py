@@ -59,8 +59,14 @@ class Packed:
     full: bool  # every row has W attended tokens
 
     def to(self, device: torch.device) -> "Packed":
-        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        """The batch on `device`."""
+        moved = {k: send(v, device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
         return Packed(**moved, width=self.width, full=self.full)
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on `device`; to a GPU through pinned memory, so that the process does not wait for the GPU's work."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def pack(rows: Rows, indices: np.ndarray, pad_to: int | None = None) -> Packed:

@@ -34,6 +34,7 @@ class Settings:
     evaluate_during_training: bool
     evaluate_checkpoints: bool
     keep_models: int | None
+    compiled: bool = False  # the encoder's layers, by torch.compile
 
 
 class Evaluator:
@@ -42,9 +43,10 @@ class Evaluator:
     def __init__(self, task, model: nn.Module, settings: Settings, journal: Journal):
         self.task, self.model, self.settings, self.journal = task, model, settings, journal
 
-    def __call__(self, step: int, round_: int | None, mask_row: dict, final: bool) -> float:
-        s = self.settings
-        metrics = self.task.evaluate(self.model, s.device, s.recipe.precision, self.journal.run.folder, str(step))
+    def __call__(self, step: int, round_: int | None, mask_row: dict, final: bool, alone: bool = False) -> float:
+        """The score in percent points. `alone`: files of this evaluation have no step in their names, as released."""
+        s, prefix = self.settings, "" if alone else str(step)
+        metrics = self.task.evaluate(self.model, s.device, s.recipe.precision, self.journal.run.folder, prefix)
         row = self.journal.evaluation(step=step, round_=round_, mask=mask_row, metrics=metrics, final=final)
         return row["score"]
 
@@ -68,6 +70,12 @@ def _journal(run: Run, settings: Settings, task, method: str, init: str, init_in
     return Journal(run, base, task.score_key, task.scale)
 
 
+def _trainer(task, model: nn.Module, settings: Settings) -> Trainer:
+    if settings.compiled:
+        models.compile_layers(model)
+    return Trainer(model, task, settings.recipe, settings.device)
+
+
 def run_imp(task, model: nn.Module, tokenizer, policy: imp.Policy, settings: Settings, as_released: bool) -> None:
     """Find tickets (Algorithm 1) in the output folder and print the table of rounds."""
     s, order = settings, _order(task, settings)
@@ -75,7 +83,7 @@ def run_imp(task, model: nn.Module, tokenizer, policy: imp.Policy, settings: Set
         if run is None:
             return
         journal = _journal(run, s, task, "imp", "pre", None)
-        trainer = Trainer(model, task, s.recipe, s.device)
+        trainer = _trainer(task, model, s)
         evaluate = Evaluator(task, model, s, journal) if s.evaluate else (lambda *_: None)
         tickets = imp.Tickets(run, policy, task.name, tokenizer, evaluate, task.score_key, as_released, s.keep_models)
 
@@ -99,13 +107,13 @@ def run_fine_tuning(task, model: nn.Module, tokenizer, ticket: finetune.Ticket, 
         if run is None:
             return
         journal = _journal(run, s, task, "train", init, init_info)
-        trainer = Trainer(model, task, s.recipe, s.device)
+        trainer = _trainer(task, model, s)
         evaluate = Evaluator(task, model, s, journal)
         during = s.logging_steps if s.evaluate and s.evaluate_during_training else 0
 
         def evaluate_once(step: int) -> None:
             if not distributed.from_first(any(row["step"] == step and row["method"] == "train" for row in run.results())):
-                evaluate(step, None, ticket.row, step == total)
+                evaluate(step, None, ticket.row, final=step == total, alone=step == total)
 
         def save(step: int) -> None:
             finetune.save_checkpoint(model, tokenizer, run.folder, step, s.keep_models)
@@ -139,7 +147,7 @@ def run_evaluation(task, model: nn.Module, ticket: finetune.Ticket, init: str, i
         models.reload(model, str(folder))
         evaluate(step, None, imp.trained_mask(run.folder, folder) or ticket.row, True)
     if not found:
-        evaluate(0, None, ticket.row, True)
+        evaluate(0, None, ticket.row, final=True, alone=True)
     journal.close()
     say(_table(task, run.results()[before:]))
 

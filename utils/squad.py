@@ -12,7 +12,7 @@ from utils import distributed, squad_answers, squad_data
 from utils.distributed import mine, my_rows, total_array
 from utils.metrics import SCORE
 from utils.models import QuestionAnswerer, encode
-from utils.rows import Packed, by_length, pack
+from utils.rows import Packed, by_length, pack, send
 from utils.training import autocast
 
 
@@ -59,7 +59,7 @@ class SquadTask:
     def train_batch(self, rows: np.ndarray, place: tuple[int, ...], device: torch.device) -> SquadBatch:
         """The batch of these windows; nothing in it is random, so `place` is not used."""
         w, (own, total) = self.train, my_rows(rows)
-        start, end = (torch.from_numpy(a[own].astype(np.int64)).to(device) for a in (w.start, w.end))
+        start, end = (send(torch.from_numpy(a[own].astype(np.int64)), device) for a in (w.start, w.end))
         return SquadBatch(pack(w.rows, own, self.pad_to).to(device), start, end, total)
 
     def logits(self, model: nn.Module, packed: Packed) -> torch.Tensor:
