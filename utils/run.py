@@ -335,5 +335,11 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def _differing(old: dict, new: dict) -> list[str]:
+    """The arguments that differ; a flag that is off is like one that an earlier version did not have."""
     keys = sorted((old.keys() | new.keys()) - NEUTRAL)
-    return [f"--{key} {old.get(key)} there, {new.get(key)} here" for key in keys if old.get(key) != new.get(key)]
+    return [f"--{key} {old.get(key)} there, {new.get(key)} here" for key in keys if _given(old, key) != _given(new, key)]
+
+
+def _given(arguments: dict, key: str) -> object:
+    value = arguments.get(key)
+    return None if value is False else value
