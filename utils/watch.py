@@ -21,6 +21,7 @@ from utils.training import Trainer
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 RECORDS = 10_000  # steps remembered, whatever the length of the run
+LOG_SECONDS = 10  # between two states of the progress bar where it goes to a file
 GPU_FLUSH = 50  # steps between two looks at the losses on a GPU: each look waits for the device
 
 
@@ -84,7 +85,7 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         self._bar = tqdm(total=self._total, unit="step", file=sys.stderr, dynamic_ncols=True, leave=False,
-                         disable=not distributed.first())
+                         mininterval=0.1 if sys.stderr.isatty() else LOG_SECONDS, disable=not distributed.first())
         self._handlers.enter_context(_handled_by(self._on_signal))
         return self
 
