@@ -2,6 +2,8 @@
 
 import functools
 import math
+import resource
+import sys
 
 import launch
 import numpy as np
@@ -289,3 +291,24 @@ def test_a_step_reads_nothing_back_from_the_device(place, name):
         trainer.step([rows], 1e-3, (1, 0, 0))
     with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():
         float(trainer.step([rows], 1e-3, (1, 0, 1))[0])
+
+
+# ---- memory kept from step to step
+
+
+def test_freed_memory_goes_back_once_there_is_more_than_a_step_needs(monkeypatch):
+    trims, sizes = [], iter([5e9, 1e9, 3.9e9, 4.1e9, 1.2e9, 4.1e9])
+    library = type("Library", (), {"mallopt": lambda *_: 1, "malloc_trim": trims.append})
+    monkeypatch.setattr(training.ctypes, "CDLL", lambda _: library)
+    monkeypatch.setattr(training, "resident_bytes", lambda: next(sizes))
+    give_back, seen = training.keep_freed_memory(), []
+    for _ in range(4):
+        give_back()
+        seen.append(len(trims))
+    assert seen == [1, 1, 2, 2]  # 5 GB at first; 3.9 is within 3 of the 1 in use, 4.1 is not; then it is within 3 of 1.2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_resident_memory_is_in_bytes():
+    highest = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert 0.05 * highest < training.resident_bytes() < 1.1 * highest
