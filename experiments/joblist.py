@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,6 +178,18 @@ class Runner:
                 self.say(f"{self.ends[job]}: line {job.line}: {job.text}")
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Signals to stop end the run as Ctrl-C does, here and not after; once one has come, no other changes how it ends."""
+    before = {number: signal.signal(number, _interrupt) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is _interrupt:
+                signal.signal(number, handler)
+
+
 def _interrupt(_number, _frame) -> None:
     """End as Ctrl-C does, once: SLURM and a batch script may each send the same signal."""
     for number in STOP_SIGNALS:
@@ -215,10 +227,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.count:
         print(*Counter(job.stage for job in jobs).values())
         return 0
-    for number in STOP_SIGNALS:
-        signal.signal(number, _interrupt)
     runner = Runner(args.list, jobs, args.jobs, say=lambda line: print(line, flush=True))
-    return runner.run(chosen(jobs, args.stage, args.number))
+    with _interruptible():
+        return runner.run(chosen(jobs, args.stage, args.number))
 
 
 if __name__ == "__main__":

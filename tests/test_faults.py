@@ -294,7 +294,7 @@ def test_a_read_only_data_folder_gives_a_warning_and_the_same_result(place, tmp_
     script, flags = {"MRPC": ("LT_glue.py", [*glue(place), "--data_dir", data, *ROUNDS]),
                      "squad": ("squad_trans.py", squad(place, data)), "text": ("LT_pretrain.py", mlm(place, data))}[name]
     before = sorted(path.name for path in data.iterdir())
-    text._warn_once.cache_clear()
+    text._say_once.cache_clear()
     with read_only(data):
         without = launch.run(script, *flags, "--output_dir", tmp_path / "without")
     assert without.code == 0 and sorted(path.name for path in data.iterdir()) == before

@@ -247,7 +247,7 @@ def _built(work: _Work, cache: Path, overwrite: bool) -> tuple[np.ndarray, np.nd
             cache.parent.mkdir(parents=True, exist_ok=True)
             partial = stack.enter_context(_claimed(cache.with_name(name)))
         except OSError as error:
-            _warn_once(f"{cache.parent}: cannot be written ({error.strerror}); texts are tokenized into a temporary "
+            _say_once(f"warning: {cache.parent}: cannot be written ({error.strerror}); texts are tokenized into a temporary "
                        "folder, for this run alone; name one that keeps them with --cache_dir")
             cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wordpieces-"))) / cache.name
             partial = cache.with_name(name)
@@ -259,8 +259,8 @@ def _built(work: _Work, cache: Path, overwrite: bool) -> tuple[np.ndarray, np.nd
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+def _say_once(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -284,7 +284,7 @@ def _locked(file: BinaryIO) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(f"{file.name}: waiting for another job that tokenizes this text", file=sys.stderr)
+        _say_once(f"{file.name}: waiting for another job that tokenizes this text")
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError:
         return False
