@@ -13,11 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("LTH_SHARED", ROOT.parent / "shared"))
 
 
+def need(condition: bool, reason: str) -> None:
+    """Skip the test where `condition` does not hold; in CI it must."""
+    if not condition:
+        pytest.fail(f"{reason}: not so in CI") if os.environ.get("CI") else pytest.skip(reason)
+
+
 def _folder(path: Path) -> Path:
-    if not path.is_dir():
-        if os.environ.get("CI"):
-            pytest.fail(f"{path} must be there in CI")
-        pytest.skip(f"{path} is not on this machine")
+    need(path.is_dir(), f"{path} is not on this machine")
     return path
 
 

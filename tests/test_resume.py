@@ -22,14 +22,14 @@ def kill_test(*flags):
 
 
 def test_killed_runs_of_every_task_end_as_undisturbed_ones():
-    """One kill each of IMP and fine-tuning on GLUE, SQuAD and MLM; `python benchmarks/kill_test.py` does a hundred."""
-    ended = kill_test("--kills", "1", "--seed", "3")
+    """Two kills each of IMP and fine-tuning on GLUE, SQuAD and MLM; `python benchmarks/kill_test.py` does a hundred."""
+    ended = kill_test("--kills", "2", "--seed", "3")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     table = [line.rsplit(maxsplit=5) for line in ended.stdout.splitlines()[1:-1]]
     assert len(table) == 8
     for _, kills, _, _, runs, same in table:
-        assert int(kills) == 1 and same == runs
-    assert ended.stdout.splitlines()[-1] == "all the same after 8 kills"
+        assert int(kills) == 2 and same == runs
+    assert ended.stdout.splitlines()[-1] == "all the same after 16 kills"
 
 
 @pytest.fixture

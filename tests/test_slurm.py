@@ -11,10 +11,10 @@ from pathlib import Path
 import launch
 import pytest
 import tiny
+from conftest import SHARED, need
 
 from utils import files
 
-SHARED = Path(os.environ.get("LTH_SHARED", launch.ROOT.parent / "shared"))
 START = SHARED / "tools" / "start_slurm.sh"
 ELEMENTS = 16
 PATIENCE = 600  # seconds: far more than any of this takes
@@ -40,11 +40,6 @@ Watch.after_step = linger
 sys.argv[0] = "LT_glue.py"
 cli.run(LT_glue.main)
 """  # in the middle of the second round, until a signal has come there once
-
-
-def need(condition, reason):
-    if not condition:
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")
