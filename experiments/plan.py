@@ -278,9 +278,12 @@ def per_task(flag: str, words: list[str] | None, convert: Callable[[str], float]
     return values
 
 
-def recipes(base: dict[str, Recipe], epochs: dict, rates: dict, steps: dict,
-            lengths: dict) -> tuple[dict[str, Recipe], dict[str, str]]:
-    """The preset with the user's changes, and per task how a folder name tells them ("" for none)."""
+def recipes(base: dict[str, Recipe], epochs: dict, rates: dict, steps: dict, lengths: dict,
+            batches: dict) -> tuple[dict[str, Recipe], dict[str, str]]:
+    """The preset with the user's changes, and per task how a folder name tells them ("" for none).
+
+    Raises UserError for another batch size without steps: an epoch then has another number of them.
+    """
     made, changed = {}, {}
     for task, recipe in base.items():
         told = ""
@@ -293,6 +296,10 @@ def recipes(base: dict[str, Recipe], epochs: dict, rates: dict, steps: dict,
             recipe, told = replace(recipe, rate=rates[task]), f"{told}-lr{rates[task]:g}"
         if task in lengths:
             recipe, told = replace(recipe, length=lengths[task]), f"{told}-length{lengths[task]}"
+        if task in batches:
+            if not recipe.by_steps:
+                raise UserError(f"--batch {batches[task]}: give --steps for {paper.NAMES[task]} too, the length of a training")
+            recipe, told = replace(recipe, batch=batches[task]), f"{told}-batch{batches[task]}"
         made[task], changed[task] = recipe, told
     return made, changed
 
@@ -315,6 +322,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "count the paper's steps per epoch: for data of another size give --steps)")
     add("--lr", nargs="+", metavar="X|TASK=X", help="learning rate, instead of the preset's")
     add("--steps", nargs="+", metavar="N|TASK=N", help="optimizer steps of a training, instead of epochs")
+    add("--batch", nargs="+", metavar="N|TASK=N", help="training rows in a batch, instead of the preset's (with --steps)")
     add("--length", nargs="+", metavar="N|TASK=N", help="WordPieces of a row, window or block, instead of the preset's")
     add("--sparsity", nargs="+", metavar="S|TASK=S", help="sparsity to compare at, 0 to 1, instead of the paper's")
     add("--imp_to", type=float, default=HIGHEST / 100, metavar="S", help="where IMP's sparsities 0.1, 0.2, ... end")
@@ -331,7 +339,8 @@ def plan_of(args: argparse.Namespace) -> Plan:
     sparsity = {task: _percent("--sparsity", s) for task, s in per_task("--sparsity", args.sparsity, float).items()}
     base = MINI if args.preset == "mini" else paper.RECIPES
     made, changed = recipes(base, per_task("--epochs", args.epochs, float), per_task("--lr", args.lr, float),
-                            per_task("--steps", args.steps, int), per_task("--length", args.length, int))
+                            per_task("--steps", args.steps, int), per_task("--length", args.length, int),
+                            per_task("--batch", args.batch, int))
     tasks = paper.task_keys(args.tasks)
     sources = args.sources or (["MLM", "SQuAD"] if args.what == "figure_rewind" else args.tasks)
     wanted = Wanted(tasks, paper.task_keys(sources), tuple(range(1, args.seeds + 1)), sparsity, tuple(args.shuffles))

@@ -20,7 +20,7 @@ if [ -z "${PYTHON:-}" ]; then
     PYTHON=.venv/bin/python
 fi
 PATH=$(cd "$(dirname "$(command -v "$PYTHON")")" && pwd):$PATH
-export PATH CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1  # too small for a GPU, or for two threads
+export PATH CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1  # too small for a GPU, or for more threads
 SECONDS=0
 
 echo "== An artificial language: each word has a kind and a gender, which its neighbours alone tell"
@@ -28,7 +28,7 @@ python experiments/miniature.py "$folder"
 text=$folder/data/pretrain_data
 
 echo "== Pre-training a BERT of 3 layers on it: theta_0"
-python -u pretrain_trans.py --dir rand --config_name "$folder/bert" --tokenizer_name "$folder/bert" --mlm \
+OMP_NUM_THREADS=2 python -u pretrain_trans.py --dir rand --config_name "$folder/bert" --tokenizer_name "$folder/bert" --mlm \
     --train_data_file "$text/en.train" --eval_data_file "$text/en.valid" --block_size 32 --do_train --do_eval \
     --evaluate_during_training --logging_steps 200 --max_steps 1200 --per_gpu_train_batch_size 32 \
     --learning_rate 2e-3 --warmup_steps 100 --output_dir "$folder/model" --seed 1

@@ -102,6 +102,8 @@ def test_steps_replace_epochs():
     stages = planned("table4", "--tasks", "wnli", "--seeds", "1", "--steps", "20")
     assert flags(by_output(stages, "WNLI-steps20/pre.full/seed1"))["--max_steps"] == "20"
     assert flags(by_output(stages, "WNLI-steps20/imp-to90/seed1"))["--save_steps"] == "20"
+    stages = planned("table4", "--tasks", "wnli", "--seeds", "1", "--steps", "20", "--lr", "1e-4", "--batch", "8")
+    assert flags(by_output(stages, "WNLI-steps20-lr0.0001-batch8/imp-to90/seed1"))["--per_gpu_train_batch_size"] == "8"
 
 
 @pytest.mark.parametrize("what", EVERYTHING)
@@ -139,7 +141,8 @@ def test_the_scripts_take_every_command(monkeypatch):
 @pytest.mark.parametrize(("words", "told"), [
     (["--tasks", "MNLI2"], "'MNLI2' is no task"), (["--seeds", "0"], "--seeds 0"), (["--lr", "x"], "--lr x"),
     (["--epochs", "rte=-1"], "--epochs rte=-1"), (["--sparsity", "70"], "--sparsity 70"),
-    (["--steps", "foo=3"], "'foo' is no task"), (["--imp_to", "0.123"], "--imp_to 0.123")])
+    (["--steps", "foo=3"], "'foo' is no task"), (["--batch", "8"], "give --steps for"),
+    (["--batch", "0", "--steps", "9"], "--batch 0"), (["--imp_to", "0.123"], "--imp_to 0.123")])
 def test_bad_flags_are_named(words, told):
     with pytest.raises(UserError, match=told):
         planned("table2", *words)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils import distributed
-from utils.masking import mask_tokens, special_mask
+from utils.masking import Masked, mask_tokens, special_mask
 from utils.metrics import SCORE
 from utils.models import MaskedLanguageModel, encode
 from utils.rows import Packed, Rows, pack, send
@@ -39,17 +39,24 @@ class MlmBatch:
         return MlmBatch(self.packed.to(device), send(self.places, device), send(self.targets, device), self.total)
 
 
-def _my_share(batch: MlmBatch, rows: Rows) -> MlmBatch:
+def _batch(packed: Packed, inputs: torch.Tensor, places: torch.Tensor, targets: torch.Tensor) -> MlmBatch:
+    """A whole batch of rows, masked."""
+    packed.ids = inputs[None]
+    return MlmBatch(packed, places, targets, len(targets))
+
+
+def _my_share(batch: MlmBatch, row_of: np.ndarray, rows: Rows, found: Masked, device: torch.device) -> MlmBatch:
     """This process's rows of a batch, masked as they are in the whole: the draws do not depend on the processes."""
     own, total = distributed.my_rows(np.arange(len(rows)))
-    row_of = batch.packed.slots // batch.packed.width
-    mine = torch.isin(row_of, torch.from_numpy(own))
-    chosen = torch.zeros_like(mine).index_fill(0, batch.places, True)
-    targets = torch.zeros_like(row_of).index_copy(0, batch.places, batch.targets)
     packed = pack(rows, own)
-    packed.ids = batch.packed.ids[:, mine]
-    places = torch.nonzero(chosen[mine]).flatten()
-    return MlmBatch(packed, places, targets[mine][places], float("inf") if total == float("inf") else batch.total)
+    shift = np.zeros(len(rows), np.int64)  # how much further left a row begins among those of this process
+    shift[own] = rows.starts[own] - packed.first.numpy()
+    tokens, chosen = (np.flatnonzero(np.isin(of, own)) for of in (row_of, found.rows))
+    left = send(torch.from_numpy(shift[found.rows[chosen]]), device)
+    chosen = send(torch.from_numpy(chosen), device)
+    packed = packed.to(device)
+    packed.ids = batch.packed.ids[:, send(torch.from_numpy(tokens), device)]
+    return MlmBatch(packed, batch.places[chosen] - left, batch.targets[chosen], total if math.isinf(total) else batch.total)
 
 
 class MlmTask:
@@ -71,20 +78,19 @@ class MlmTask:
         return None
 
     def train_batch(self, rows: np.ndarray, place: tuple[int, ...], device: torch.device) -> MlmBatch:
-        """The batch of these blocks, masked by a generator that `place` seeds: the same masks on every device."""
+        """The batch of these blocks, masked on `device` by a generator that `place` seeds."""
         gathered = self.train.gather(np.sort(rows))
-        batch = self.masked(pack(gathered, np.arange(len(rows))), torch.Generator().manual_seed(derive(*place, 3)))
-        return (batch if distributed.size() == 1 else _my_share(batch, gathered)).to(device)
+        packed = pack(gathered, np.arange(len(gathered)))
+        row_of = packed.slots.numpy() // packed.width
+        found = self._mask(packed.ids[0], row_of, derive(*place, 3), device)
+        batch = _batch(packed.to(device), found.inputs, found.places, found.targets)
+        return batch if distributed.size() == 1 else _my_share(batch, row_of, gathered, found, device)
 
-    def masked(self, packed: Packed, generator: torch.Generator) -> MlmBatch:
-        """Mask a packed batch: 15 % of its tokens, never special ones."""
+    def _mask(self, ids: torch.Tensor, row_of: np.ndarray, seed: int, device: torch.device) -> Masked:
+        """Mask 15 % of these tokens on `device`, never special ones."""
         t = self.tokenizer
-        special = special_mask(packed.ids, (t.cls_token_id, t.sep_token_id, t.pad_token_id))
-        inputs, chosen = mask_tokens(packed.ids, ~special, t.mask_token_id, len(t), generator, self.probability)
-        places = torch.nonzero(chosen[0]).flatten()
-        targets = packed.ids[0, places]
-        packed.ids = inputs
-        return MlmBatch(packed, places, targets, len(places))
+        maskable = ~special_mask(ids, (t.cls_token_id, t.sep_token_id, t.pad_token_id))
+        return mask_tokens(ids, maskable, row_of, t.mask_token_id, len(t), seed, device, self.probability)
 
     def logits(self, model: nn.Module, batch: MlmBatch) -> torch.Tensor:
         """Scores of every WordPiece at the masked tokens alone, [K, vocabulary]."""
@@ -118,16 +124,11 @@ class MlmTask:
             blocks = np.arange(begin, min(begin + size, len(self.dev)))
             rows = self.dev.gather(blocks)
             packed = pack(rows, np.arange(len(rows)))
-            # each block's masks come from its own number: the same whatever the batches
+            # each block's masks come from its own number: the same whatever the batches, drawn on the CPU: on every machine
             parts = [self._mask_block(rows[i][0], derive(EVALUATION_SEED, drawn_at, int(b))) for i, b in enumerate(blocks)]
-            inputs, chosen = (torch.cat(column) for column in zip(*parts, strict=True))
-            places = torch.nonzero(chosen).flatten()
-            targets = packed.ids[0, places]
-            packed.ids = inputs[None]
-            yield MlmBatch(packed, places, targets, len(places)).to(device)
+            tensors = [(part.inputs, part.places + int(start), part.targets)
+                       for part, start in zip(parts, rows.starts, strict=False)]
+            yield _batch(packed, *map(torch.cat, zip(*tensors, strict=True))).to(device)
 
-    def _mask_block(self, ids: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        t, block = self.tokenizer, torch.from_numpy(ids.astype(np.int64))
-        special = special_mask(block, (t.cls_token_id, t.sep_token_id, t.pad_token_id))
-        generator = torch.Generator().manual_seed(seed)
-        return mask_tokens(block, ~special, t.mask_token_id, len(t), generator, self.probability)
+    def _mask_block(self, ids: np.ndarray, seed: int) -> Masked:
+        return self._mask(torch.from_numpy(ids.astype(np.int64)), np.zeros(len(ids), np.int64), seed, torch.device("cpu"))
