@@ -3,6 +3,7 @@
 import functools
 import math
 import resource
+import subprocess
 import sys
 
 import launch
@@ -310,3 +311,12 @@ def test_freed_memory_goes_back_once_there_is_more_than_a_step_needs(monkeypatch
 def test_resident_memory_is_in_bytes():
     highest = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert 0.05 * highest < training.resident_bytes() < 1.1 * highest
+
+
+# ---- imports
+
+
+def test_the_collector_is_off_for_the_imports_alone():
+    code = "import gc; from utils import cli; print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=launch.ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "True True\n"
