@@ -87,6 +87,8 @@ def measure(args: argparse.Namespace, record: Record) -> None:
             in_turn(record, args, "prune", both, [0, 1, 2], repeat)
     elif args.what == "features":
         in_turn(record, args, "features", ("cold", "cached"), every, task="SST-2")
+    elif args.what == "text":
+        in_turn(record, args, "text", ("cold", "cached"), every, text=make_text(args))
     else:
         model = args.model or make_model(args)
         getattr(whole, args.what)(args, record, model, Path(args.cache))
@@ -100,14 +102,23 @@ def make_model(args: argparse.Namespace) -> str:
     return f"{args.cache}/model"
 
 
+def make_text(args: argparse.Namespace) -> str:
+    """A text of 1 GB, the one at hand repeated."""
+    sample, big = (args.data / "pretrain_data" / "en.train").read_bytes(), f"{args.cache}/text"
+    with open(big, "wb") as file:
+        for _ in range(10**9 // len(sample) + 1):
+            file.write(sample)
+    return big
+
+
 def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("what", choices=["step", "evaluation", "prune", "features", "oneshot", "imp", "startup", "rounds", "table"],
+    add("what", choices=["step", "evaluation", "prune", "features", "text", "oneshot", "imp", "startup", "rounds", "table"],
         help="what to measure")
     add("--out", type=Path, default=ROOT / "docs" / "results" / "speed.jsonl", help="file of JSON lines to add to")
-    add("--data", type=Path, help="folder with glue_data/ and SQuAD/")
+    add("--data", type=Path, help="folder with glue_data/, SQuAD/ and pretrain_data/")
     add("--tokenizer", help="folder with a BERT vocabulary")
     add("--model", default=None, help="model folder; left out, a BERT-base with random weights")
     add("--tasks", nargs="+", default=["CoLA", "SST-2", "STS-B", "RTE", "SQuAD"], help="step, evaluation (of GLUE): tasks")

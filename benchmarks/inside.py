@@ -23,6 +23,7 @@ from utils import glue_data, masks, models, squad_data  # noqa: E402
 from utils.glue import GlueTask  # noqa: E402
 from utils.rows import Rows  # noqa: E402
 from utils.squad import AnswerOptions, SquadTask  # noqa: E402
+from utils.text import load_blocks  # noqa: E402
 from utils.training import Recipe, Trainer  # noqa: E402
 
 Work = tuple[Callable[[int], object], Callable[[int], dict]]  # what is timed, and what is told of input k beside the time
@@ -139,6 +140,19 @@ def features(args: argparse.Namespace, way: str) -> Work:
         glue_data.load(spec, folder, "train", tokenizer, 128, args.cache, way == "cold")
 
     return call, lambda _: {"task": args.task}
+
+
+def text(args: argparse.Namespace, way: str) -> Work:
+    """Blocks of 512 of the text `args.text`: "cold" tokenizes it, "cached" opens its WordPieces; added peak of memory."""
+    tokenizer, size, before = models.load_tokenizer(args.tokenizer, True), Path(args.text).stat().st_size, 0
+
+    def call(_: int) -> None:
+        nonlocal before
+        before = resident("VmRSS", reset_peak=True)
+        blocks = load_blocks(args.text, tokenizer, 512, overwrite_cache=way == "cold", threads=args.threads)
+        blocks.gather(np.arange(16))
+
+    return call, lambda _: {"task": f"{size / 1e9:.1f} GB", "bytes": size, "added_bytes": resident("VmHWM") - before}
 
 
 def make(args: argparse.Namespace, way: str) -> Work:

@@ -90,6 +90,15 @@ def alone(goals: dict[str, str], name: str):
     return lines
 
 
+def text_row(size: str, _, ways: dict) -> list[str]:
+    """Time, rate and added memory of tokenizing a text, and of opening what was kept."""
+    rate = median(r["bytes"] / MB / r["seconds"] for r in ways["cold"])
+    memory = max(r["added_bytes"] for rows in ways.values() for r in rows) / GB
+    return [row(f"tokenizing a text of {size} ({rate:.1f} MB/s)", "", f"{middle(ways['cold'], 'seconds'):.0f} s", "", ""),
+            row("the same, cached", "", f"{middle(ways['cached'], 'seconds'):.2f} s", "", "3 s"),
+            row("the same, added peak memory", "", f"{memory:.2f} GB", "", "1.5 GB")]
+
+
 ROWS = {
     "step": tokens_row("step"),
     "evaluation": tokens_row("evaluation"),
@@ -98,5 +107,6 @@ ROWS = {
     "imp": imp_row,
     "rounds": whole_row("`LT_glue.py`, ten rounds of CoLA", "faster", ""),
     "features": alone({"cold": "6 s", "cached": "0.5 s"}, "features of {task}, {way}"),
+    "text": text_row,
     "startup": alone({"ours": "5 s"}, "start of `LT_glue.py` until its first step"),
 }
