@@ -280,10 +280,7 @@ def per_task(flag: str, words: list[str] | None, convert: Callable[[str], float]
 
 def recipes(base: dict[str, Recipe], epochs: dict, rates: dict, steps: dict, lengths: dict,
             batches: dict) -> tuple[dict[str, Recipe], dict[str, str]]:
-    """The preset with the user's changes, and per task how a folder name tells them ("" for none).
-
-    Raises UserError for another batch size without steps: an epoch then has another number of them.
-    """
+    """The preset with the user's changes, and per task how a folder name tells them ("" for none)."""
     made, changed = {}, {}
     for task, recipe in base.items():
         told = ""
@@ -297,8 +294,6 @@ def recipes(base: dict[str, Recipe], epochs: dict, rates: dict, steps: dict, len
         if task in lengths:
             recipe, told = replace(recipe, length=lengths[task]), f"{told}-length{lengths[task]}"
         if task in batches:
-            if not recipe.by_steps:
-                raise UserError(f"--batch {batches[task]}: give --steps for {paper.NAMES[task]} too, the length of a training")
             recipe, told = replace(recipe, batch=batches[task]), f"{told}-batch{batches[task]}"
         made[task], changed[task] = recipe, told
     return made, changed
@@ -338,12 +333,15 @@ def plan_of(args: argparse.Namespace) -> Plan:
         raise UserError(f"--seeds {args.seeds}: give at least 1")
     sparsity = {task: _percent("--sparsity", s) for task, s in per_task("--sparsity", args.sparsity, float).items()}
     base = MINI if args.preset == "mini" else paper.RECIPES
+    batches = per_task("--batch", args.batch, int)
     made, changed = recipes(base, per_task("--epochs", args.epochs, float), per_task("--lr", args.lr, float),
-                            per_task("--steps", args.steps, int), per_task("--length", args.length, int),
-                            per_task("--batch", args.batch, int))
+                            per_task("--steps", args.steps, int), per_task("--length", args.length, int), batches)
     tasks = paper.task_keys(args.tasks)
-    sources = args.sources or (["MLM", "SQuAD"] if args.what == "figure_rewind" else args.tasks)
-    wanted = Wanted(tasks, paper.task_keys(sources), tuple(range(1, args.seeds + 1)), sparsity, tuple(args.shuffles))
+    sources = paper.task_keys(args.sources or (["MLM", "SQuAD"] if args.what == "figure_rewind" else args.tasks))
+    for task in sorted({*tasks, *sources} & batches.keys()):
+        if not made[task].by_steps:  # an epoch has another number of steps then
+            raise UserError(f"--batch {batches[task]}: give --steps for {paper.NAMES[task]} too, the length of a training")
+    wanted = Wanted(tasks, sources, tuple(range(1, args.seeds + 1)), sparsity, tuple(args.shuffles))
     folder = "-".join(filter(None, [Path(args.model).name, args.preset.replace("paper", ""), _slug(args.flags)]))
     plan = Plan(args.model, args.data, args.out / folder, made, changed, _percent("--imp_to", args.imp_to),
                 shlex.split(args.flags))
