@@ -102,7 +102,7 @@ def test_steps_replace_epochs():
     stages = planned("table4", "--tasks", "wnli", "--seeds", "1", "--steps", "20")
     assert flags(by_output(stages, "WNLI-steps20/pre.full/seed1"))["--max_steps"] == "20"
     assert flags(by_output(stages, "WNLI-steps20/imp-to90/seed1"))["--save_steps"] == "20"
-    stages = planned("table4", "--tasks", "wnli", "--seeds", "1", "--steps", "20", "--lr", "1e-4", "--batch", "8")
+    stages = planned("table4", "--tasks", "wnli", "--seeds", "1", "--steps", "WNLI=20", "--lr", "1e-4", "--batch", "8")
     assert flags(by_output(stages, "WNLI-steps20-lr0.0001-batch8/imp-to90/seed1"))["--per_gpu_train_batch_size"] == "8"
 
 
