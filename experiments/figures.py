@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import textwrap
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python experiments/figures.py` finds utils
@@ -45,7 +46,9 @@ def _subplots(rows: int, columns: int, width: float, height: float):
 def transfers(table: Table):
     """Figure 2: each cell's number, dark where it is at least the target's own, and the counts at the right."""
     targets, sources = table.header[1:-1], [label for label, _ in table.rows]
-    figure, [[axes]] = _subplots(1, 1, max(3.0, 0.56 * (len(targets) + 2)), 0.9 + 0.28 * len(sources))
+    width = max(3.0, 0.56 * (len(targets) + 2))
+    title = textwrap.fill(table.title, int(17 * width))  # as many letters go in an inch
+    figure, [[axes]] = _subplots(1, 1, width, 0.9 + 0.28 * len(sources) + 0.14 * title.count("\n"))
     for y, (_, entries) in enumerate(table.rows):
         for x, entry in enumerate(entries[:-1]):
             _transfer_cell(axes, x, y, entry)
@@ -53,7 +56,7 @@ def transfers(table: Table):
     _grid(axes, targets, sources)
     axes.set_xlabel("target task")
     axes.set_ylabel("source task")
-    axes.set_title(table.title, loc="left", fontsize=8)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=8)
     axes.text(len(targets) - 0.35, -0.72, "dark", fontsize=7, color=TEXT)
     return figure
 

@@ -51,6 +51,9 @@ def test_figure2_draws_the_table_s_numbers_and_shades(tree, layout):
     shades = [matplotlib.colors.to_hex(patch.get_facecolor()) for patch in axes.patches]
     assert shades == [figures.DARK, figures.LIGHT, figures.DARK, figures.DARK, "#ffffff", "#ffffff"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["STS-B", "RTE"]
+    figure.draw_without_rendering()
+    title, dark = figure._suptitle.get_window_extent(), axes.texts[-1].get_window_extent()
+    assert title.x1 < figure.bbox.x1 and title.y0 > dark.y1 and axes.texts[-1].get_text() == "dark"
 
 
 def test_curves_go_through_the_means(tree, layout):
