@@ -16,7 +16,7 @@ from utils.optim import ReleasedAdamW
 
 RESIDENT = "/proc/self/statm"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
-ACTIVATION_BYTES = 1.5e9  # on a CPU a batch that would keep more for its backward pass is worked on in parts
+ACTIVATION_BYTES = 1e9  # on a CPU a batch that would keep more for its backward pass is worked on in parts
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Trainer:
     """
 
     def __init__(self, model: nn.Module, task, recipe: Recipe, device: torch.device):
-        self.give_back = keep_freed_memory() if device.type == "cpu" else lambda: None
+        self.give_back = keep_freed_memory() if device.type == "cpu" else lambda spare=0: None
         self.model, self.task, self.recipe, self.device = model.to(device), task, recipe, device
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.loss = distributed.loss_module(model, task)
@@ -109,6 +109,8 @@ class Trainer:
             loss, norm = self.step(batches, rate, (*place, step))
             self.give_back()
             watch.after_step(step + 1, rate, loss, norm, batches)
+        self.model.zero_grad(set_to_none=True)
+        self.give_back(0)  # evaluation, pruning and files need room too
 
     def state(self) -> dict:
         """Everything a later process needs to go on: tensors and plain values only."""
@@ -144,7 +146,7 @@ def alike(rows: np.ndarray, lengths: np.ndarray, count: int) -> list[np.ndarray]
     return [part for part in np.split(rows[order], bounds) if len(part)]
 
 
-def keep_freed_memory() -> Callable[[], None]:
+def keep_freed_memory() -> Callable[..., None]:
     """Let the C library keep freed memory for the next step: giving it back and fetching it anew costs 13 % of a CPU step.
 
     Returns what is to be called after every step: rows of ever other lengths leave gaps that would add up to gigabytes, so
@@ -153,14 +155,14 @@ def keep_freed_memory() -> Callable[[], None]:
     library = ctypes.CDLL(None)
     mallopt, trim = getattr(library, "mallopt", None), getattr(library, "malloc_trim", None)
     if mallopt is None or trim is None or not os.path.exists(RESIDENT):
-        return lambda: None
+        return lambda spare=0: None
     for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
         mallopt(option, value)
     in_use = -math.inf
 
-    def give_back() -> None:
+    def give_back(spare: float = 2 * ACTIVATION_BYTES) -> None:
         nonlocal in_use
-        if resident_bytes() > in_use + 2 * ACTIVATION_BYTES:
+        if resident_bytes() > in_use + spare:
             trim(0)
             in_use = resident_bytes()
 
