@@ -18,6 +18,7 @@ from utils.seeds import derive
 from utils.text import Blocks
 from utils.training import autocast
 
+CPU = torch.device("cpu")
 EVALUATION_SEED = 20  # the masks of the evaluation are the same in every run
 EVALUATION_TOKENS = 8192  # in one evaluation batch
 
@@ -39,13 +40,7 @@ class MlmBatch:
         return MlmBatch(self.packed.to(device), send(self.places, device), send(self.targets, device), self.total)
 
 
-def _batch(packed: Packed, inputs: torch.Tensor, places: torch.Tensor, targets: torch.Tensor) -> MlmBatch:
-    """A whole batch of rows, masked."""
-    packed.ids = inputs[None]
-    return MlmBatch(packed, places, targets, len(targets))
-
-
-def _my_share(batch: MlmBatch, row_of: np.ndarray, rows: Rows, found: Masked, device: torch.device) -> MlmBatch:
+def _my_share(found: Masked, row_of: np.ndarray, rows: Rows, device: torch.device) -> MlmBatch:
     """This process's rows of a batch, masked as they are in the whole: the draws do not depend on the processes."""
     own, total = distributed.my_rows(np.arange(len(rows)))
     packed = pack(rows, own)
@@ -53,10 +48,11 @@ def _my_share(batch: MlmBatch, row_of: np.ndarray, rows: Rows, found: Masked, de
     shift[own] = rows.starts[own] - packed.first.numpy()
     tokens, chosen = (np.flatnonzero(np.isin(of, own)) for of in (row_of, found.rows))
     left = send(torch.from_numpy(shift[found.rows[chosen]]), device)
-    chosen = send(torch.from_numpy(chosen), device)
+    tokens, chosen = (send(torch.from_numpy(numbers), device) for numbers in (tokens, chosen))
     packed = packed.to(device)
-    packed.ids = batch.packed.ids[:, send(torch.from_numpy(tokens), device)]
-    return MlmBatch(packed, batch.places[chosen] - left, batch.targets[chosen], total if math.isinf(total) else batch.total)
+    packed.ids = found.inputs[None, tokens]
+    total = total if math.isinf(total) else len(found.targets)
+    return MlmBatch(packed, found.places[chosen] - left, found.targets[chosen], total)
 
 
 class MlmTask:
@@ -80,14 +76,17 @@ class MlmTask:
     def train_batch(self, rows: np.ndarray, place: tuple[int, ...], device: torch.device) -> MlmBatch:
         """The batch of these blocks, masked on `device` by a generator that `place` seeds."""
         gathered = self.train.gather(np.sort(rows))
-        packed = pack(gathered, np.arange(len(gathered)))
-        row_of = packed.slots.numpy() // packed.width
-        found = self._mask(packed.ids[0], row_of, derive(*place, 3), device)
-        batch = _batch(packed.to(device), found.inputs, found.places, found.targets)
-        return batch if distributed.size() == 1 else _my_share(batch, row_of, gathered, found, device)
+        row_of = np.repeat(np.arange(len(gathered)), gathered.lengths())
+        found = self._mask(gathered.ids, row_of, derive(*place, 3), device)
+        if distributed.size() > 1:
+            return _my_share(found, row_of, gathered, device)
+        packed = pack(gathered, np.arange(len(gathered))).to(device)
+        packed.ids = found.inputs[None]
+        return MlmBatch(packed, found.places, found.targets, len(found.targets))
 
-    def _mask(self, ids: torch.Tensor, row_of: np.ndarray, seed: int, device: torch.device) -> Masked:
+    def _mask(self, ids: np.ndarray, row_of: np.ndarray, seed: int, device: torch.device) -> Masked:
         """Mask 15 % of these tokens on `device`, never special ones."""
+        ids = torch.from_numpy(ids.astype(np.int64))
         t = self.tokenizer
         maskable = ~special_mask(ids, (t.cls_token_id, t.sep_token_id, t.pad_token_id))
         return mask_tokens(ids, maskable, row_of, t.mask_token_id, len(t), seed, device, self.probability)
@@ -125,10 +124,9 @@ class MlmTask:
             rows = self.dev.gather(blocks)
             packed = pack(rows, np.arange(len(rows)))
             # each block's masks come from its own number: the same whatever the batches, drawn on the CPU: on every machine
-            parts = [self._mask_block(rows[i][0], derive(EVALUATION_SEED, drawn_at, int(b))) for i, b in enumerate(blocks)]
-            tensors = [(part.inputs, part.places + int(start), part.targets)
-                       for part, start in zip(parts, rows.starts, strict=False)]
-            yield _batch(packed, *map(torch.cat, zip(*tensors, strict=True))).to(device)
-
-    def _mask_block(self, ids: np.ndarray, seed: int) -> Masked:
-        return self._mask(torch.from_numpy(ids.astype(np.int64)), np.zeros(len(ids), np.int64), seed, torch.device("cpu"))
+            parts = [self._mask(rows[i][0], np.zeros(len(rows[i][0]), np.int64), derive(EVALUATION_SEED, drawn_at, int(b)), CPU)
+                     for i, b in enumerate(blocks)]
+            packed.ids = torch.cat([part.inputs for part in parts])[None]
+            places = torch.cat([part.places + int(start) for part, start in zip(parts, rows.starts[:-1], strict=True)])
+            targets = torch.cat([part.targets for part in parts])
+            yield MlmBatch(packed, places, targets, len(targets)).to(device)

@@ -248,7 +248,7 @@ def _built(work: _Work, cache: Path, overwrite: bool) -> tuple[np.ndarray, np.nd
             partial = stack.enter_context(_claimed(cache.with_name(name)))
         except OSError as error:
             _say_once(f"warning: {cache.parent}: cannot be written ({error.strerror}); texts are tokenized into a temporary "
-                       "folder, for this run alone; name one that keeps them with --cache_dir")
+                      "folder, for this run alone; name one that keeps them with --cache_dir")
             cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wordpieces-"))) / cache.name
             partial = cache.with_name(name)
         if overwrite or _fault(cache, work.identity) is not None:
