@@ -215,8 +215,10 @@ def test_the_current_weights_are_ranked_and_not_the_stale_ones(model):
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("every", SAMPLES)
-def test_weights_that_are_no_numbers_are_refused_by_name(monkeypatch, every, wrong):
+@pytest.mark.parametrize("by_numpy", [True, False])
+def test_weights_that_are_no_numbers_are_refused_by_name(monkeypatch, by_numpy, every, wrong):
     monkeypatch.setattr(masks, "SAMPLE_EVERY", every)
+    monkeypatch.setattr(masks, "_by_numpy", lambda _: by_numpy)
     values = {"first": torch.ones(4), "second": torch.tensor([1.0, wrong, 2.0])}
     with pytest.raises(UserError, match="second.weight holds NaN or infinite values"):
         masks.magnitude(values, 0.5)

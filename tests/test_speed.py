@@ -186,7 +186,7 @@ def test_selection_by_torch_alone_as_on_a_gpu_is_that_of_numpy(monkeypatch, dtyp
             mask = masks.magnitude(values, target, kept)
             masks_found |= {(target, key): value for key, value in mask.items()}
             kept = {name: mask[name + masks.SUFFIX] for name in values}
-        monkeypatch.setattr(masks, "_array", lambda tensor: tensor.detach())
+        monkeypatch.setattr(masks, "_by_numpy", lambda tensor: False)
     assert all(torch.equal(found[1][key], value) for key, value in found[0].items())
     assert all(value.dtype == torch.bool and not value.requires_grad for value in found[1].values())
 

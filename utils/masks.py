@@ -85,24 +85,45 @@ def magnitude(values: dict[str, torch.Tensor], target: float, kept: dict[str, to
     at the threshold are dropped in the order of the matrices and, within one, of its flattened entries.
     Raises UserError if a value is not finite, ValueError if more than the target is masked already.
     """
+    keep = {name: torch.ones_like(v, dtype=torch.bool) if kept is None else kept[name] for name, v in values.items()}
+    count = round(target * sum(v.numel() for v in values.values()))
+    if not _by_numpy(next(iter(values.values()))):  # a GPU takes one long row faster than many matrices
+        flat = _drop({"": _joined(values)}, {"": torch.cat([k.flatten() for k in keep.values()])}, count)[""]
+        pieces = flat.split([v.numel() for v in values.values()])
+        keep = {name: piece.view(v.shape) for piece, (name, v) in zip(pieces, values.items(), strict=True)}
+    else:
+        keep = _drop(values, keep, count)
+    return {name + SUFFIX: k for name, k in keep.items()}
+
+
+def _joined(values: dict[str, torch.Tensor]) -> torch.Tensor:
+    """All matrices as one row. Raises UserError naming the first that holds a NaN or infinity."""
+    row = torch.cat([value.flatten().float() for value in values.values()])
+    if not torch.isfinite(row).all():
+        for name, value in values.items():
+            _check_finite(float(value.abs().max()), name)
+    return row
+
+
+def _drop(values: dict[str, torch.Tensor], keep: Mask, count: int) -> Mask:
+    """`keep` without the smallest |values|, so that `count` are dropped in all."""
     total = sum(v.numel() for v in values.values())
-    count = round(target * total)
-    dead = sum(k.numel() - _count(_array(k)) for k in kept.values()) if kept else 0
+    dead = total - sum(_count(_array(k)) for k in keep.values())
     if dead > count:
         raise ValueError(f"{dead} of {total} weights are masked already, more than the {count} asked for")
-    keep = {name: torch.ones_like(v, dtype=torch.bool) if kept is None else kept[name] for name, v in values.items()}
-    if count > dead:
-        threshold, below, equal = _select(values, keep, count - dead, total - dead)
-        ties = count - dead - below  # so many of the `equal` weights at the threshold itself go, mostly all (one)
-        all_ties, sizes = ties == equal, _sizes(values)
-        for name in values:
-            size, alive = sizes(name), _array(keep[name])
-            keep[name] = torch.as_tensor((size > threshold if all_ties else size >= threshold) & alive)
-            if ties and not all_ties:
-                at = torch.nonzero(torch.as_tensor((size == threshold) & alive).flatten()).flatten()[:ties]
-                keep[name].view(-1)[at] = False
-                ties -= len(at)
-    return {name + SUFFIX: k for name, k in keep.items()}
+    if count == dead:
+        return keep
+    threshold, below, equal = _select(values, keep, count - dead, total - dead)
+    ties = count - dead - below  # so many of the `equal` weights at the threshold itself go, mostly all (one)
+    all_ties, sizes, found = ties == equal, _sizes(values), {}
+    for name in values:
+        size, alive = sizes(name), _array(keep[name])
+        found[name] = torch.as_tensor((size > threshold if all_ties else size >= threshold) & alive)
+        if ties and not all_ties:
+            at = torch.nonzero(torch.as_tensor((size == threshold) & alive).flatten()).flatten()[:ties]
+            found[name].view(-1)[at] = False
+            ties -= len(at)
+    return found
 
 
 def _select(values: dict, keep: dict, k: int, alive: int) -> tuple[float, int, int]:
@@ -154,9 +175,14 @@ def _sizes(values: dict[str, torch.Tensor]) -> Callable[[str], np.ndarray | torc
     return size
 
 
+def _by_numpy(tensor: torch.Tensor) -> bool:
+    """On a CPU one thread of numpy compares, counts and picks out faster than two of torch."""
+    return tensor.device.type == "cpu"
+
+
 def _array(tensor: torch.Tensor) -> np.ndarray | torch.Tensor:
-    """On a CPU numpy's view of it: one thread of numpy compares, counts and picks out faster than two of torch."""
-    return tensor.detach().numpy() if tensor.device.type == "cpu" else tensor
+    """numpy's view of a tensor on the CPU."""
+    return tensor.detach().numpy() if _by_numpy(tensor) else tensor.detach()
 
 
 def _count(flags: np.ndarray | torch.Tensor) -> int:
