@@ -20,15 +20,16 @@ from transformers import BertConfig
 from utils import masks
 from utils.training import Recipe, Trainer, autocast
 
-WAYS = ("ours", "compiled", "plain", "trainer")
+WAYS = ("ours", "recorded", "compiled", "plain", "trainer")  # ours; replayed CUDA graphs; --compile, which is both; two others
 
 
-def our_step(case: Case, device: torch.device, compiled: bool) -> Callable[[int], object]:
+def our_step(case: Case, device: torch.device, way: str) -> Callable[[int], object]:
     """A step of this project."""
     model = case.model("packed_rows")
-    if compiled:
+    if way == "compiled":
         models.compile_layers(model)
-    trainer = Trainer(model, case.task, Recipe(2e-5, case.size, precision="bf16"), device)
+    recorded = way != "ours" and device.type == "cuda"
+    trainer = Trainer(model, case.task, Recipe(2e-5, case.size, precision="bf16"), device, recorded)
     model.train()
     return lambda number: trainer.step([case.taken(number)], 2e-5, (SEED, 0, number))
 
@@ -96,9 +97,9 @@ def measure_step(args: argparse.Namespace, name: str, way: str) -> None:
     if way == "trainer":
         found = trainer_spans(case, args)
     else:
-        step = plain_step(case, args.device) if way == "plain" else our_step(case, args.device, way == "compiled")
+        step = plain_step(case, args.device) if way == "plain" else our_step(case, args.device, way)
         found = spans(step, args)
-        if way == "ours":
+        if way in ("ours", "recorded"):
             say(args, name, "a step that waits for the GPU", [], said=waits(step, args.device))
     middle = statistics.median(found)
     say(args, name, way, found, rows_per_second=case.size / middle, useful_tflops=case.flops() / middle / 1e12)

@@ -16,8 +16,8 @@ from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertForQuestionAnswering
 
-from utils import glue, glue_data, masks, mlm, models, seeds, squad, squad_data, text, training
-from utils.rows import pack
+from utils import glue, glue_data, graphs, masks, mlm, models, seeds, squad, squad_data, text, training
+from utils.rows import Rows, pack
 from utils.training import Recipe, Trainer
 
 CPU = torch.device("cpu")
@@ -266,6 +266,103 @@ def test_flags_that_this_machine_cannot_follow_are_refused_in_one_line(place, tm
     assert ended.code == 2 and len(ended.errors()) == 1 and said in ended.err and not (tmp_path / "out").exists()
 
 
+# ---- recorded steps
+
+
+@pytest.fixture
+def recordings(monkeypatch):
+    """Steps recorded without a GPU: a replay does again what was done, with what is then in the batch recorded."""
+    made = []
+
+    class Graph:
+        def __init__(self, work, pool):
+            assert pool == (made[0].pool() if made else None)
+            self.replay = work
+            made.append(self)
+
+        def pool(self):
+            return "pool"
+
+    monkeypatch.setattr(graphs, "record", Graph)
+    return made
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_batch_in_one_of_few_shapes_has_its_loss_and_gradients(place, name):
+    task, found, shapes = read(place, name), [], ([], [])
+    for start in range(5):
+        batch = task.train_batch(np.arange(start, start + 6), (1, 0, 0), CPU)
+        for same, seen in zip((batch, batch.evened()), shapes, strict=True):
+            model = network(place, task).double().eval()
+            loss = task.loss(model, same)
+            loss.backward()
+            found.append((loss.item(), gradients(model)))
+            seen.append(same.shape())
+        tokens, width = same.packed.ids.shape[1], same.packed.width
+        assert width % 32 == tokens % width == 0 and batch.packed.ids.shape[1] <= tokens < batch.packed.ids.shape[1] + width
+        assert len(same.packed.slots.unique()) == tokens and same.packed.lengths.min() > 0
+    for (loss, values), (evened_loss, evened) in zip(found[::2], found[1::2], strict=True):
+        assert evened_loss == pytest.approx(loss, rel=1e-6)
+        assert_alike(evened, values, 1e-6)
+    assert len({loss for loss, _ in found[::2]}) == 5 and len(set(shapes[1])) < len(set(shapes[0]))
+
+
+@pytest.mark.parametrize(("width", "tokens", "lengths", "full"), [(64, 192, [64] * 3, True), (40, 128, [40] * 3 + [8], False)])
+def test_full_rows_of_a_round_width_stay_full(width, tokens, lengths, full):
+    packed = pack(Rows.from_lists([[2] * width] * 3, [[0] * width] * 3), np.arange(3))
+    found = packed.evened()
+    assert packed.full and found.full == full and found.ids.shape[1] == tokens and found.lengths.tolist() == lengths
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_recorded_steps_are_those_that_are_not_through_prunes_and_rewinds(place, recordings, name, accumulation):
+    task, found = read(place, name), []
+    batches = [[np.arange(k % 3, 6 + k % 3), np.arange(7, 13)][:accumulation] for k in range(12)]
+    for recorded in (False, True):
+        trainer = Trainer(network(place, task).double().eval(), task, Recipe(1e-2, 6), CPU, recorded)
+        theta, steps = masks.snapshot(trainer.model), []
+        for k, batch in enumerate(batches):
+            loss, norm = trainer.step(batch, 1e-2, (1, 0, k))
+            steps.append((float(loss), float(norm)))
+            if k % 5 == 4:
+                masks.prune_to(trainer.model, 0.4 + k / 20)
+                masks.rewind(trainer.model, theta)
+                trainer.restart()
+        found.append((steps, {name: p.detach().clone() for name, p in trainer.model.named_parameters()},
+                      {name for name, p in trainer.model.named_parameters() if p.grad is None}))
+    assert 0 < len(recordings) < len(batches) and len(set(found[0][0])) == len(batches)
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-4)
+    for name_, value in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name_], value, rtol=1e-4, atol=1e-4)
+    assert found[1][2] == found[0][2]  # no gradient, not even of zeros: the optimizer leaves these alone
+
+
+def test_shapes_are_recorded_the_second_time_and_up_to_a_limit(place, recordings, monkeypatch):
+    task = read(place, "MRPC")
+    trainer, counts = Trainer(network(place, task), task, Recipe(1e-3, 6), CPU, recorded=True), []
+    monkeypatch.setattr(graphs, "MOST", 2)
+    for rows in (3, 3, 3, 5, 5, 9, 9, 9, 3, 5):
+        trainer.step([np.arange(rows)], 1e-3, (1, 0, 0))
+        counts.append(len(recordings))
+    assert counts == [0, 1, 1, 1, 2, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_on_a_gpu_replayed_steps_are_those_that_are_not_dropout_included(place, monkeypatch, name, precision):
+    task, found = read(place, name), []
+    for most in (0, 100):  # none recorded, all
+        monkeypatch.setattr(graphs, "MOST", most)
+        trainer = Trainer(network(place, task), task, Recipe(1e-4, 6, precision=precision), torch.device("cuda"), recorded=True)
+        seeds.seed_round(5, 0)
+        trainer.model.train()
+        steps = [trainer.step([np.arange(k % 3, 6 + k % 3)], 1e-4, (1, 0, k)) for k in range(12)]
+        found.append([(float(loss), float(norm)) for loss, norm in steps])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-3)
+
+
 # ---- a step that never waits
 
 
@@ -282,12 +379,15 @@ class NoWaiting(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_step_reads_nothing_back_from_the_device(place, name):
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_step_reads_nothing_back_from_the_device(place, recordings, name, recorded):
     task, rows = read(place, name), np.arange(12)
     assert name == "mlm" or len(set(task.lengths(rows))) > 1
-    trainer = Trainer(network(place, task), task, Recipe(1e-3, 12, weight_decay=0.1), CPU)
+    trainer = Trainer(network(place, task), task, Recipe(1e-3, 12, weight_decay=0.1), CPU, recorded)
     with NoWaiting():
-        trainer.step([rows], 1e-3, (1, 0, 0))
+        for _ in range(3):
+            trainer.step([rows], 1e-3, (1, 0, 0))
+    assert len(recordings) == recorded
     with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():
         float(trainer.step([rows], 1e-3, (1, 0, 1))[0])
 

@@ -118,7 +118,7 @@ def add_training_flags(parser: argparse.ArgumentParser, batch: int, rate: float,
     add("--bf16", action="store_true", help="mixed precision with bfloat16 (ours)")
     add("--tf32", action="store_true", help="float32 matrix products with TensorFloat-32's shorter fractions (GPU; ours)")
     add("--compile", action="store_true", default=False,
-        help="compile the encoder's layers with torch.compile, which takes a minute: for long runs on a GPU (ours)")
+        help="compile the encoder's layers, which takes a minute, and on one GPU replay CUDA graphs: for long runs (ours)")
     add("--no_compile", dest="compile", action="store_false", default=argparse.SUPPRESS,
         help="do not compile, which is the default (ours)")
     add("--as_released", action="store_true",

@@ -11,17 +11,15 @@ from torch import nn
 from utils import glue_data, metrics
 from utils.distributed import mine, my_rows, total_array
 from utils.models import SequenceClassifier, encode, pool
-from utils.rows import Packed, Rows, by_length, pack, send
+from utils.rows import Batch, Packed, Rows, by_length, pack, send
 from utils.training import autocast
 
 
 @dataclass
-class GlueBatch:
-    """Packed rows with their labels: int64 [B], or float32 [B] for STS-B."""
+class GlueBatch(Batch):
+    """Packed rows with their labels: int64 [B], or float32 [B] for STS-B. The total is the number of rows."""
 
-    packed: Packed
     labels: torch.Tensor
-    total: float  # rows of the whole batch, over all processes
 
 
 class GlueTask:
@@ -67,7 +65,7 @@ class GlueTask:
         """The batch of these training rows; nothing in it is random, so `place` is not used."""
         features, labels = self.train
         own, total = my_rows(rows)
-        return GlueBatch(pack(features, own, self.pad_to).to(device), send(torch.from_numpy(labels[own]), device), total)
+        return GlueBatch(pack(features, own, self.pad_to).to(device), total, send(torch.from_numpy(labels[own]), device))
 
     def logits(self, model: nn.Module, packed: Packed) -> torch.Tensor:
         """[B, labels]"""

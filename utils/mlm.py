@@ -13,7 +13,7 @@ from utils import distributed
 from utils.masking import Masked, mask_tokens, special_mask
 from utils.metrics import SCORE
 from utils.models import MaskedLanguageModel, encode
-from utils.rows import Packed, Rows, pack, send
+from utils.rows import Batch, Rows, pack, send
 from utils.seeds import derive
 from utils.text import Blocks
 from utils.training import autocast
@@ -21,23 +21,29 @@ from utils.training import autocast
 CPU = torch.device("cpu")
 EVALUATION_SEED = 20  # the masks of the evaluation are the same in every run
 EVALUATION_TOKENS = 8192  # in one evaluation batch
+EVEN_PREDICTED = 128  # where batches are to have few shapes, the numbers of tokens to predict are multiples of it
+IGNORED = -100  # a target that torch's cross-entropy leaves out
 
 
 @dataclass
-class MlmBatch:
-    """Packed rows with tokens masked, and the K tokens to predict.
+class MlmBatch(Batch):
+    """Packed rows with tokens masked, and the K tokens to predict. The total is the number of these.
 
     places: int64 [K], their indices among the T tokens of the batch; targets: int64 [K], what stood there.
     """
 
-    packed: Packed
     places: torch.Tensor
     targets: torch.Tensor
-    total: float  # tokens to predict in the whole batch, over all processes
 
     def to(self, device: torch.device) -> "MlmBatch":
         """The batch on `device`."""
-        return MlmBatch(self.packed.to(device), send(self.places, device), send(self.targets, device), self.total)
+        return MlmBatch(self.packed.to(device), self.total, send(self.places, device), send(self.targets, device))
+
+    def evened(self) -> "MlmBatch":
+        """The same batch in one of few shapes: K a multiple of EVEN_PREDICTED, by targets that count for nothing."""
+        filler = -len(self.places) % EVEN_PREDICTED
+        return MlmBatch(self.packed.evened(), torch.full((), self.total, dtype=torch.float32, device=self.places.device),
+                        F.pad(self.places, (0, filler)), F.pad(self.targets, (0, filler), value=IGNORED))
 
 
 def _my_share(found: Masked, row_of: np.ndarray, rows: Rows, device: torch.device) -> MlmBatch:
@@ -51,8 +57,8 @@ def _my_share(found: Masked, row_of: np.ndarray, rows: Rows, device: torch.devic
     tokens, chosen = (send(torch.from_numpy(numbers), device) for numbers in (tokens, chosen))
     packed = packed.to(device)
     packed.ids = found.inputs[None, tokens]
-    total = total if math.isinf(total) else len(found.targets)
-    return MlmBatch(packed, found.places[chosen] - left, found.targets[chosen], total)
+    total = total if math.isinf(total) else max(1, len(found.targets))
+    return MlmBatch(packed, total, found.places[chosen] - left, found.targets[chosen])
 
 
 class MlmTask:
@@ -82,7 +88,7 @@ class MlmTask:
             return _my_share(found, row_of, gathered, device)
         packed = pack(gathered, np.arange(len(gathered))).to(device)
         packed.ids = found.inputs[None]
-        return MlmBatch(packed, found.places, found.targets, len(found.targets))
+        return MlmBatch(packed, max(1, len(found.targets)), found.places, found.targets)
 
     def _mask(self, ids: np.ndarray, row_of: np.ndarray, seed: int, device: torch.device) -> Masked:
         """Mask 15 % of these tokens on `device`, never special ones."""
@@ -97,7 +103,7 @@ class MlmTask:
 
     def loss(self, model: nn.Module, batch: MlmBatch) -> torch.Tensor:
         """Mean cross-entropy over the masked tokens of the batch."""
-        return F.cross_entropy(self.logits(model, batch).float(), batch.targets, reduction="sum") / max(1, batch.total)
+        return F.cross_entropy(self.logits(model, batch).float(), batch.targets, reduction="sum") / batch.total
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, device: torch.device, precision: str, folder: Path, prefix: str) -> dict:
@@ -129,4 +135,4 @@ class MlmTask:
             packed.ids = torch.cat([part.inputs for part in parts])[None]
             places = torch.cat([part.places + int(start) for part, start in zip(parts, rows.starts[:-1], strict=True)])
             targets = torch.cat([part.targets for part in parts])
-            yield MlmBatch(packed, places, targets, len(targets)).to(device)
+            yield MlmBatch(packed, len(targets), places, targets).to(device)

@@ -1,9 +1,13 @@
 """Tokenized rows of unequal length, kept in flat arrays, and how a batch of them is packed without padding."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+
+EVEN = 32  # where batches are to have few shapes, their widths are multiples of it
 
 
 @dataclass
@@ -47,6 +51,7 @@ class Packed:
     ids, types, positions: int64 [1, T]; first: int64 [B], index in T of each row's [CLS];
     lengths: int64 [B], tokens of each row that are attended to; widths: int64 [B], tokens of each row in T
     (equal to lengths unless rows are padded); slots: int64 [T], index of each token in the padded [B * W] grid.
+    Where a row of filler ends the batch, it is counted in lengths and grid, and nothing reads it.
     """
 
     ids: torch.Tensor
@@ -62,6 +67,44 @@ class Packed:
         """The batch on `device`."""
         moved = {k: send(v, device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
         return Packed(**moved, width=self.width, full=self.full)
+
+    def evened(self) -> "Packed":
+        """The same rows in one of few shapes: W a multiple of EVEN, and T of W, for which a row of filler is added."""
+        width = math.ceil(self.width / EVEN) * EVEN
+        filler = -self.ids.shape[1] % width
+        slots = self.slots + self.slots // self.width * (width - self.width)
+        if filler == 0:
+            return replace(self, slots=slots, width=width, full=self.full and width == self.width)
+        added = torch.arange(filler, device=slots.device) + len(self.lengths) * width
+        wider = {name: F.pad(getattr(self, name), (0, filler)) for name in ("ids", "types", "positions")}
+        return replace(self, **wider, lengths=F.pad(self.lengths, (0, 1), value=filler), slots=torch.cat([slots, added]),
+                       width=width, full=False)
+
+
+@dataclass
+class Batch:
+    """What every task's batch has: packed rows, and what the sum of their losses is divided by.
+
+    total: a number, or a tensor [] where it differs between batches of one shape; counts over all processes.
+    """
+
+    packed: Packed
+    total: float | torch.Tensor
+
+    def evened(self) -> "Batch":
+        """The same batch in one of few shapes."""
+        return replace(self, packed=self.packed.evened())
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Everything in the batch that is a tensor, in a fixed order."""
+        return [value for value in self._values() if isinstance(value, torch.Tensor)]
+
+    def shape(self) -> tuple:
+        """What batches must have in common to be worked on by the same operations: shapes, and what is no tensor."""
+        return tuple(value.shape if isinstance(value, torch.Tensor) else value for value in self._values())
+
+    def _values(self) -> list:
+        return [*vars(self.packed).values(), *(value for value in vars(self).values() if value is not self.packed)]
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

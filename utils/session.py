@@ -34,7 +34,7 @@ class Settings:
     evaluate_during_training: bool
     evaluate_checkpoints: bool
     keep_models: int | None
-    compiled: bool = False  # the encoder's layers, by torch.compile
+    compiled: bool = False  # the encoder's layers, by torch.compile; on one GPU with recorded steps
 
 
 class Evaluator:
@@ -73,7 +73,8 @@ def _journal(run: Run, settings: Settings, task, method: str, init: str, init_in
 def _trainer(task, model: nn.Module, settings: Settings) -> Trainer:
     if settings.compiled:
         models.compile_layers(model)
-    return Trainer(model, task, settings.recipe, settings.device)
+    recorded = settings.compiled and settings.device.type == "cuda" and distributed.size() == 1
+    return Trainer(model, task, settings.recipe, settings.device, recorded)
 
 
 def run_imp(task, model: nn.Module, tokenizer, policy: imp.Policy, settings: Settings, as_released: bool) -> None:

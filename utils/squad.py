@@ -12,18 +12,16 @@ from utils import distributed, squad_answers, squad_data
 from utils.distributed import mine, my_rows, total_array
 from utils.metrics import SCORE
 from utils.models import QuestionAnswerer, encode
-from utils.rows import Packed, by_length, pack, send
+from utils.rows import Batch, Packed, by_length, pack, send
 from utils.training import autocast
 
 
 @dataclass
-class SquadBatch:
-    """Packed windows, and where the answer starts and ends in each: int64 [B], [B]."""
+class SquadBatch(Batch):
+    """Packed windows, and where the answer starts and ends in each: int64 [B], [B]. The total is the number of windows."""
 
-    packed: Packed
     start: torch.Tensor
     end: torch.Tensor
-    total: float  # windows of the whole batch, over all processes
 
 
 @dataclass(frozen=True)
@@ -60,13 +58,14 @@ class SquadTask:
         """The batch of these windows; nothing in it is random, so `place` is not used."""
         w, (own, total) = self.train, my_rows(rows)
         start, end = (send(torch.from_numpy(a[own].astype(np.int64)), device) for a in (w.start, w.end))
-        return SquadBatch(pack(w.rows, own, self.pad_to).to(device), start, end, total)
+        return SquadBatch(pack(w.rows, own, self.pad_to).to(device), total, start, end)
 
     def logits(self, model: nn.Module, packed: Packed) -> torch.Tensor:
         """Start and end logits, [2, B, W], -inf where a window has no token."""
         flat = model.qa_outputs(encode(model.bert, packed)).float()
         grid = flat.new_full((len(packed.lengths) * packed.width, 2), -torch.inf)
-        return grid.index_copy(0, packed.slots, flat).view(-1, packed.width, 2).permute(2, 0, 1)
+        windows = grid.index_copy(0, packed.slots, flat).view(-1, packed.width, 2)
+        return windows[: len(packed.first)].permute(2, 0, 1)
 
     def loss(self, model: nn.Module, batch: SquadBatch) -> torch.Tensor:
         """Mean of the cross-entropies of start and end over the windows."""

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from utils import distributed
+from utils.graphs import Graphs
 from utils.optim import ReleasedAdamW
+from utils.rows import Batch
 
 RESIDENT = "/proc/self/statm"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -47,13 +49,15 @@ class Trainer:
 
     `task` gives `train_batch(rows, place, device)` and `loss(model, batch)`; `place` (seed, round, step, batch) seeds what
     the task draws itself; `lengths(rows)` tells the tokens of each row, or None where a batch cannot be worked on in parts.
+    `recorded`: forward and backward passes as CUDA graphs (in one process).
     """
 
-    def __init__(self, model: nn.Module, task, recipe: Recipe, device: torch.device):
+    def __init__(self, model: nn.Module, task, recipe: Recipe, device: torch.device, recorded: bool = False):
         self.give_back = keep_freed_memory() if device.type == "cpu" else lambda spare=0: None
         self.model, self.task, self.recipe, self.device = model.to(device), task, recipe, device
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.loss = distributed.loss_module(model, task)
+        self.graphs = Graphs(self.losses, model.parameters()) if recorded else None
         self.restart()
 
     def restart(self) -> None:
@@ -72,17 +76,25 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for number, part, share in self.parts(batches):
             batch = self.task.train_batch(part, (*place, number), self.device)
-            with self.autocast():
-                loss = self.loss(batch) / len(batches) * share
-            # DistributedDataParallel takes the mean over the processes; the batch's mean is the sum of their shares
-            self.scaler.scale(loss * distributed.size()).backward()
-            total += loss.detach()
+            if self.graphs:
+                total += self.graphs.backward(batch.evened(), len(batches), share)
+            else:
+                scaled, loss = self.losses(batch, len(batches), share)
+                scaled.backward()
+                total += loss
         distributed.total(total)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return total, norm
+
+    def losses(self, batch: Batch, count: int, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """`share` of the mean loss of one of `count` batches: scaled for the backward pass, and detached as it is."""
+        with self.autocast():
+            loss = self.loss(batch) / count * share
+        # DistributedDataParallel takes the mean over the processes; the batch's mean is the sum of their shares
+        return self.scaler.scale(loss * distributed.size()), loss.detach()
 
     def parts(self, batches: list[np.ndarray]) -> Iterator[tuple[int, np.ndarray, float]]:
         """What goes through the model at once: number of the batch, its rows or a part of them, which share of it that is.

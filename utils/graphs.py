@@ -1,0 +1,68 @@
+"""Training's forward and backward passes as CUDA graphs: one launch for the thousands that small batches spend their time on."""
+
+import collections
+from collections.abc import Callable, Iterable
+
+import torch
+
+from utils.rows import Batch
+
+MOST = 200  # recordings, each of which takes some megabytes of the GPU's memory; batches of further shapes go without
+
+
+class Graphs:
+    """Loss and gradients of batches: recorded the second time that a shape of batch occurs, replayed from then on.
+
+    `loss(batch, *constants)` returns the loss to differentiate and, detached, the one to report. A recording reads parameters
+    and masks where they stood and leaves gradients in buffers of this object: whoever changes them has to do so in place.
+    """
+
+    def __init__(self, loss: Callable[..., tuple[torch.Tensor, torch.Tensor]], parameters: Iterable[torch.nn.Parameter]):
+        self._loss = loss
+        self._parameters = [p for p in parameters if p.requires_grad]
+        self._gradients: list[torch.Tensor | None] | None = None  # None for a parameter that the loss does not depend on
+        self._reported: torch.Tensor | None = None
+        self._occurred: collections.Counter = collections.Counter()
+        self._recorded: dict[tuple, tuple[Batch, torch.cuda.CUDAGraph]] = {}
+        self._pool = None  # of memory, which all recordings may share: none leaves anything in it
+
+    def backward(self, batch: Batch, *constants: float) -> torch.Tensor:
+        """Set the parameters' gradients where they are None, else add to them; the loss to report, [], until the next call."""
+        adding = self._parameters[0].grad is not None
+        key = (batch.shape(), adding, constants)
+        self._occurred[key] += 1
+        known = key in self._recorded
+        if self._occurred[key] == 1 or (not known and len(self._recorded) == MOST):
+            self._compute(batch, adding, constants)  # the first time kernels are loaded and compiled, which cannot be recorded
+        else:
+            if not known:
+                graph = record(lambda: self._compute(batch, adding, constants), self._pool)
+                self._recorded[key], self._pool = (batch, graph), graph.pool()
+            self._replay(*self._recorded[key], batch)
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+        return self._reported
+
+    @staticmethod
+    def _replay(recorded: Batch, graph: torch.cuda.CUDAGraph, batch: Batch) -> None:
+        for place, value in zip(recorded.tensors(), batch.tensors(), strict=True):
+            place.copy_(value)
+        graph.replay()
+
+    def _compute(self, batch: Batch, adding: bool, constants: tuple) -> None:
+        loss, reported = self._loss(batch, *constants)
+        found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        if self._gradients is None:
+            self._gradients = [None if new is None else torch.empty_like(new) for new in found]
+            self._reported = torch.empty_like(reported)
+        kept, new = ([g for g in gradients if g is not None] for gradients in (self._gradients, found))
+        (torch._foreach_add_ if adding else torch._foreach_copy_)(kept, new)
+        self._reported.copy_(reported)
+
+
+def record(work: Callable[[], None], pool) -> torch.cuda.CUDAGraph:
+    """What `work` launches on the GPU, kept to be launched again by `replay()`; nothing is computed yet."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        work()
+    return graph
