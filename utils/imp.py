@@ -109,6 +109,7 @@ def find_tickets(trainer: Trainer, policy: Policy, order: seeds.Order, tickets: 
         trainer.train(plan, start, (order.seed, round_), watch)  # train m * theta_i, gamma_i to step t
         watch.flush()
         score = tickets.score(round_)
+        trainer.give_back(0)  # pruning and files need room
         with tickets.checkpoint(round_) as folder:
             if folder is not None:
                 models.save_pretrained(model, tickets.tokenizer, folder)

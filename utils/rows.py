@@ -131,7 +131,7 @@ def pack(rows: Rows, indices: np.ndarray, pad_to: int | None = None) -> Packed:
                   full=bool((lengths == width).all()))
 
 
-def by_length(rows: Rows, pad_to: int | None = None, tokens: int = 8192) -> list[np.ndarray]:
+def by_length(rows: Rows, pad_to: int | None = None, tokens: int = 4096) -> list[np.ndarray]:
     """Row numbers in batches of like length, longest first, each of at most `tokens` padded tokens (for evaluation)."""
     order = np.argsort(-rows.lengths(), kind="stable")
     batches, begin = [], 0

@@ -17,7 +17,8 @@ from utils.optim import ReleasedAdamW
 from utils.rows import Batch
 
 RESIDENT = "/proc/self/statm"
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+LARGEST_KEPT = 2**25  # bytes, the most that glibc allows: larger blocks go back at once, or the gaps they leave add up
 ACTIVATION_BYTES = 1e9  # on a CPU a batch that would keep more for its backward pass is worked on in parts
 
 
@@ -116,13 +117,14 @@ class Trainer:
     def train(self, plan: Plan, start: int, place: tuple[int, ...], watch) -> None:
         """Take the steps `start` to `plan.steps`, telling `watch` of each."""
         self.model.train()
+        self.give_back(0)  # what a round's end and its files have left
         for step in range(start, plan.steps):
             rate, batches = plan.rate(step), plan.batches(step)
             loss, norm = self.step(batches, rate, (*place, step))
             self.give_back()
             watch.after_step(step + 1, rate, loss, norm, batches)
         self.model.zero_grad(set_to_none=True)
-        self.give_back(0)  # evaluation, pruning and files need room too
+        self.give_back(0)  # evaluation needs room too
 
     def state(self) -> dict:
         """Everything a later process needs to go on: tensors and plain values only."""
@@ -168,7 +170,7 @@ def keep_freed_memory() -> Callable[..., None]:
     mallopt, trim = getattr(library, "mallopt", None), getattr(library, "malloc_trim", None)
     if mallopt is None or trim is None or not os.path.exists(RESIDENT):
         return lambda spare=0: None
-    for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
+    for option, value in ((M_MMAP_THRESHOLD, LARGEST_KEPT), (M_TRIM_THRESHOLD, 2**31 - 1)):
         mallopt(option, value)
     in_use = -math.inf
 
