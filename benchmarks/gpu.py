@@ -11,9 +11,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
+import whole
 from cases import BATCHES, CASES, SEED, Case, models, plain
 from transformers import BertConfig
 
@@ -92,8 +95,7 @@ def trainer_spans(case: Case, args: argparse.Namespace) -> list[float]:
 
 def measure_step(args: argparse.Namespace, name: str, way: str) -> None:
     """One way of training on one kind of batch: steps and rows a second, useful operations a second, peak memory."""
-    case = Case(name, BertConfig(num_hidden_layers=args.layers, hidden_size=64 * args.heads, num_attention_heads=args.heads,
-                                 intermediate_size=256 * args.heads))
+    case = Case(name, shape(args))
     if way == "trainer":
         found = trainer_spans(case, args)
     else:
@@ -103,6 +105,12 @@ def measure_step(args: argparse.Namespace, name: str, way: str) -> None:
             say(args, name, "a step that waits for the GPU", [], said=waits(step, args.device))
     middle = statistics.median(found)
     say(args, name, way, found, rows_per_second=case.size / middle, useful_tflops=case.flops() / middle / 1e12)
+
+
+def shape(args: argparse.Namespace) -> BertConfig:
+    """The model's."""
+    return BertConfig(num_hidden_layers=args.layers, hidden_size=64 * args.heads, num_attention_heads=args.heads,
+                      intermediate_size=256 * args.heads)
 
 
 def waits(step: Callable[[int], object], device: torch.device) -> str | None:
@@ -129,6 +137,27 @@ def measure_prunes(args: argparse.Namespace) -> None:
         say(args, "prune", way, [clocked(lambda k=k, call=prune: call(k / 10, (k - 1) / 10), args.device) for k in range(1, 6)])
         if way == "ours":
             say(args, "rewind", way, [clocked(lambda m=model, t=theta: masks.rewind(m, t), args.device) for _ in range(5)])
+
+
+def measure_rounds(args: argparse.Namespace) -> None:
+    """Ten rounds of LT_glue.py on rows as many and as long as RTE's, 30 epochs in all: the whole process."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, draw = Path(name), np.random.default_rng(SEED)
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{k}" for k in range(5, BertConfig().vocab_size))]
+        (folder / "vocab.txt").write_text("\n".join(words))
+        model = models.load_model(models.SequenceClassifier, None, shape(args), SEED, "rand")
+        models.save_pretrained(model, models.load_tokenizer(name, True), folder)
+        for part, rows in (("train", args.rte_rows), ("dev", 277)):
+            lengths = draw.gamma(4, 16, (rows, 2)).astype(int) // 2 + 1
+            lines = ["\t".join(" ".join(draw.choice(words[5:], n)) for n in pair) for pair in lengths]
+            labels = draw.choice(["entailment", "not_entailment"], rows)
+            table = [f"{k}\t{line}\t{label}\n" for k, (line, label) in enumerate(zip(lines, labels, strict=True))]
+            (folder / f"{part}.tsv").write_text("index\tsentence1\tsentence2\tlabel\n" + "".join(table))
+        command = ["LT_glue.py", "--task_name", "RTE", "--data_dir", folder, "--model_name_or_path", folder, "--do_lower_case",
+                   "--do_train", "--do_eval", "--num_train_epochs", 30, "--bf16", "--logging_steps", 0]
+        for way, flags in (("ours", []), ("compiled", ["--compile"])):
+            found = whole.timed(*command, *flags, "--output_dir", folder / way, *["--no_cuda"] * (args.device.type == "cpu"))
+            say(args, "ten rounds of RTE", way, [found["seconds"]])
 
 
 def measure_products(args: argparse.Namespace, size: int = 8192) -> None:
@@ -158,12 +187,17 @@ def main() -> None:
     add("--steps", type=int, default=50, help="steps of a span")
     add("--warmup", type=int, default=2 * BATCHES, help="steps before the first span")
     add("--repeats", type=int, default=5, help="spans")
+    add("--rounds", action="store_true", help="ten rounds of IMP on random rows like RTE's, and nothing else")
+    add("--rte_rows", type=int, default=2490, help="training rows of these; fewer try it out")
     add("--layers", type=int, default=12, help="layers of the model; BERT-base has 12")
     add("--heads", type=int, default=12, help="its heads, of 64 each; BERT-base has 12")
     add("--device", type=torch.device, default=torch.device("cuda"), help="cpu only tries the script out")
     args = parser.parse_args()
     if args.device.type == "cuda" and not torch.cuda.is_available():
         parser.exit(2, "gpu.py: error: this measures a GPU, and torch finds none\n")
+    if args.rounds:
+        measure_rounds(args)
+        return
     if "trainer" in args.ways and importlib.util.find_spec("accelerate") is None:
         parser.exit(2, "gpu.py: error: the Trainer needs the package accelerate; install it, or give --ways without trainer\n")
     if args.device.type == "cuda":
