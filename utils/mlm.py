@@ -13,14 +13,13 @@ from utils import distributed
 from utils.masking import Masked, mask_tokens, special_mask
 from utils.metrics import SCORE
 from utils.models import MaskedLanguageModel, encode
-from utils.rows import Batch, Rows, pack, send
+from utils.rows import EVALUATION_TOKENS, Batch, Rows, pack, send
 from utils.seeds import derive
 from utils.text import Blocks
 from utils.training import autocast
 
 CPU = torch.device("cpu")
 EVALUATION_SEED = 20  # the masks of the evaluation are the same in every run
-EVALUATION_TOKENS = 8192  # in one evaluation batch
 EVEN_PREDICTED = 128  # where batches are to have few shapes, the numbers of tokens to predict are multiples of it
 IGNORED = -100  # a target that torch's cross-entropy leaves out
 

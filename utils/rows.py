@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+EVALUATION_TOKENS = 4096  # padding counted, in one batch of an evaluation
 EVEN = 32  # where batches are to have few shapes, their widths are multiples of it
 
 
@@ -131,7 +132,7 @@ def pack(rows: Rows, indices: np.ndarray, pad_to: int | None = None) -> Packed:
                   full=bool((lengths == width).all()))
 
 
-def by_length(rows: Rows, pad_to: int | None = None, tokens: int = 4096) -> list[np.ndarray]:
+def by_length(rows: Rows, pad_to: int | None = None, tokens: int = EVALUATION_TOKENS) -> list[np.ndarray]:
     """Row numbers in batches of like length, longest first, each of at most `tokens` padded tokens (for evaluation)."""
     order = np.argsort(-rows.lengths(), kind="stable")
     batches, begin = [], 0
