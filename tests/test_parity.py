@@ -286,6 +286,24 @@ def test_the_rule_of_torch_differs_where_gradients_are_small():
     assert (found - one_run(lambda lr: step(lr, torch_rule), theirs, 1e-7)).abs().max() > 1e-4
 
 
+def test_a_step_that_the_loss_scaler_skips_leaves_no_trace():
+    def run(overflowing):
+        layers, scaler = Layers(torch.float32), torch.amp.GradScaler("cpu", init_scale=2.0**8)
+        optimizer = ReleasedAdamW(layers, 1e-3, 1e-8, 0.1)
+        for overflows in overflowing:
+            scaled = float(scaler.scale(torch.tensor(1e-7)))
+            for p in layers.parameters():
+                p.grad = torch.full_like(p, math.inf if overflows else scaled)
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+        return torch.cat([p.detach().flatten() for p in layers.parameters()]), optimizer.steps, scaler.get_scale()
+
+    (found, steps, scale), (expected, _, _) = run([True, True, False, True, False]), run([False, False])
+    assert (steps, scale) == (2, 2.0**5)
+    assert torch.equal(found, expected)
+
+
 def test_the_schedule_is_linear_to_zero_after_the_warm_up():
     rate = linear_schedule(2e-5, 10)
     assert [rate(step) for step in (0, 5, 9, 10, 11)] == pytest.approx([2e-5, 1e-5, 2e-6, 0, 0], abs=1e-18)

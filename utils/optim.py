@@ -23,6 +23,7 @@ class ReleasedAdamW(torch.optim.AdamW):
         decayed = [p for _, p in named if id(p) not in plain_ids]
         super().__init__([{"params": decayed}, {"params": plain}], lr=lr, eps=eps, weight_decay=0.0, fused=True)
         self.released_eps, self.released_decay, self.steps = eps, weight_decay, 0
+        self._step_supports_amp_scaling = False  # a step that GradScaler skips is not taken at all: no count, no decay
 
     @torch.no_grad()
     def step(self, closure=None):
