@@ -18,7 +18,7 @@ import pytest
 import tiny
 import torch
 
-from utils import cache, files, run, seeds, text
+from utils import cache, files, run, seeds, text, text_cache
 from utils.errors import UserError
 from utils.glue import GlueTask
 from utils.training import Trainer
@@ -240,7 +240,7 @@ def test_a_quota_reached_in_the_cache_of_rows_is_a_warning(tmp_path, monkeypatch
 
 
 def test_a_quota_reached_in_the_cache_of_a_text_is_told_and_leaves_nothing(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "_write", over_quota)
+    monkeypatch.setattr(text_cache, "write", over_quota)
     ended = launch.run("LT_pretrain.py", *mlm(place), "--output_dir", tmp_path / "out", "--cache_dir", tmp_path / "cache")
     (line,) = ended.errors()
     assert ended.code == 2 and "no room for the WordPieces" in line and "--cache_dir" in line

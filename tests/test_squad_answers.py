@@ -8,7 +8,8 @@ import pytest
 from transformers import BertTokenizer
 
 from utils.squad_answers import best_answers, normalized, squad_metrics, write_predictions
-from utils.squad_data import SquadExample, read_squad, windows
+from utils.squad_data import windows
+from utils.squad_json import SquadExample, read_squad
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *("##" + c for c in LETTERS), *".,-()?", "one", "two"]

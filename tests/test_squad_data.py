@@ -14,7 +14,8 @@ from transformers import BertTokenizer
 
 from utils import squad_data
 from utils.errors import UserError
-from utils.squad_data import WORD, SquadExample, load, read_squad, windows
+from utils.squad_data import WORD, load, windows
+from utils.squad_json import SquadExample, read_squad
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *("##" + c for c in LETTERS), *".,-()?", "one", "two"]

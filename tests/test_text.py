@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizerFast
 
-from utils import text
+from utils import text, text_cache
 from utils.errors import UserError
 from utils.rows import pack
 
@@ -187,7 +187,7 @@ def test_ids_are_as_wide_as_the_vocabulary_needs(tmp_path, corpus):
 
 def counted(monkeypatch, name: str, then=lambda count: None) -> list:
     """Log the calls of a method of _Work or _Partial; `then(count)` runs before each."""
-    owner, calls = (text._Work if name == "encode" else text._Partial), []
+    owner, calls = (text._Work if name == "encode" else text_cache.Partial), []
     original = getattr(owner, name)
 
     def logged(*args):
@@ -414,7 +414,7 @@ def test_where_nothing_can_be_written_it_warns_once_and_works(tokenizer, corpus,
 
 
 def test_a_full_disk_is_told_and_nothing_is_left(tokenizer, corpus, monkeypatch):
-    before, write, calls = contents(corpus.parent), text._write, []
+    before, write, calls = contents(corpus.parent), text_cache.write, []
 
     def write_until_full(file, data):
         calls.append(len(data))
@@ -423,7 +423,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(tokenizer, corpus, monkeypatch)
         write(file, data)
 
     with monkeypatch.context() as patched, pytest.raises(UserError) as told:
-        patched.setattr(text, "_write", write_until_full)
+        patched.setattr(text_cache, "write", write_until_full)
         text.load_blocks(corpus, tokenizer, 16)
     assert contents(corpus.parent) == before
     text.load_blocks(corpus, tokenizer, 16)
@@ -438,14 +438,14 @@ def test_what_the_system_writes_in_parts_is_written_whole():
             return super().write(data[:3])
 
     file = Stingy()
-    text._write(file, b"0123456789")
+    text_cache.write(file, b"0123456789")
     assert file.getvalue() == b"0123456789"
 
 
 def test_a_file_that_may_not_grow_is_no_room_either(tokenizer, corpus):
     """The operating system itself refuses here, in the middle of a write."""
     before, limits = contents(corpus.parent), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (text.HEADER_BYTES + 205, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (text_cache.HEADER_BYTES + 205, limits[1]))
     try:
         with pytest.raises(UserError, match="no room for the WordPieces"):
             text.load_blocks(corpus, tokenizer, 16)

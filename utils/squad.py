@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils import distributed, squad_answers, squad_data
+from utils import distributed, squad_answers, squad_data, squad_json
 from utils.distributed import mine, my_rows, total_array
 from utils.metrics import SCORE
 from utils.models import QuestionAnswerer, encode
@@ -44,7 +44,7 @@ class SquadTask:
     def __init__(self, options: AnswerOptions, as_released_length: int | None = None):
         self.options, self.pad_to = options, as_released_length
         self.train: squad_data.SquadWindows | None = None
-        self.dev: tuple[list[squad_data.SquadExample], squad_data.SquadWindows] | None = None
+        self.dev: tuple[list[squad_json.SquadExample], squad_data.SquadWindows] | None = None
 
     @property
     def train_rows(self) -> int:

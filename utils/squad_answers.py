@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from utils import files
-from utils.squad_data import WORD, SquadExample, SquadWindows
+from utils.squad_data import WORD, SquadWindows
+from utils.squad_json import SquadExample
 
 _NO_WINDOW_NULL_SCORE = 1e6  # the released code's score of "no answer" for a question without windows
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
