@@ -5,6 +5,7 @@ of --steps steps each, after --warmup steps. The other ways get their padded bat
 """
 
 import argparse
+import gc
 import importlib.util
 import json
 import statistics
@@ -54,6 +55,14 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
+def clear(device: torch.device) -> None:
+    """Free what the measurement before has left, and count the peak of memory anew."""
+    gc.collect()  # a Trainer and its recordings refer to each other
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def clocked(call: Callable[[], object], device: torch.device) -> float:
     """Seconds that `call` and what it leaves to the GPU take."""
     wait(device)
@@ -95,16 +104,18 @@ def trainer_spans(case: Case, args: argparse.Namespace) -> list[float]:
 
 def measure_step(args: argparse.Namespace, name: str, way: str) -> None:
     """One way of training on one kind of batch: steps and rows a second, useful operations a second, peak memory."""
+    clear(args.device)
     case = Case(name, shape(args))
+    torch.backends.cuda.enable_cudnn_sdp(way in ("plain", "trainer"))  # models.py turns it off
     if way == "trainer":
         found = trainer_spans(case, args)
     else:
         step = plain_step(case, args.device) if way == "plain" else our_step(case, args.device, way)
         found = spans(step, args)
-        if way in ("ours", "recorded"):
-            say(args, name, "a step that waits for the GPU", [], said=waits(step, args.device))
     middle = statistics.median(found)
     say(args, name, way, found, rows_per_second=case.size / middle, useful_tflops=case.flops() / middle / 1e12)
+    if way in ("ours", "recorded"):
+        say(args, name, "a step that waits for the GPU", [], said=waits(step, args.device))
 
 
 def shape(args: argparse.Namespace) -> BertConfig:
@@ -120,6 +131,8 @@ def waits(step: Callable[[int], object], device: torch.device) -> str | None:
     try:
         step(0)
     except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
         return str(error).splitlines()[0]
     finally:
         if device.type == "cuda":
@@ -127,16 +140,16 @@ def waits(step: Callable[[int], object], device: torch.device) -> str | None:
     return None
 
 
-def measure_prunes(args: argparse.Namespace) -> None:
-    """Global prunes to 10, 20, ..., 50 %, and a rewind."""
-    for way in ("ours", "plain"):
-        model = Case("CoLA", BertConfig(num_hidden_layers=args.layers)).model("packed_rows").to(args.device)
-        theta = masks.snapshot(model)
-        prune = {"ours": lambda after, _, m=model: masks.prune_to(m, after),
-                 "plain": lambda after, before, m=model: plain.prune_more(m, after, before)}[way]
-        say(args, "prune", way, [clocked(lambda k=k, call=prune: call(k / 10, (k - 1) / 10), args.device) for k in range(1, 6)])
-        if way == "ours":
-            say(args, "rewind", way, [clocked(lambda m=model, t=theta: masks.rewind(m, t), args.device) for _ in range(5)])
+def measure_prunes(args: argparse.Namespace, way: str) -> None:
+    """Global prunes to 10, 20, ..., 50 %, and ours a rewind."""
+    clear(args.device)
+    model = Case("CoLA", BertConfig(num_hidden_layers=args.layers)).model("packed_rows").to(args.device)
+    theta = masks.snapshot(model)
+    prune = {"ours": lambda after, _: masks.prune_to(model, after),
+             "plain": lambda after, before: plain.prune_more(model, after, before)}[way]
+    say(args, "prune", way, [clocked(lambda k=k: prune(k / 10, (k - 1) / 10), args.device) for k in range(1, 6)])
+    if way == "ours":
+        say(args, "rewind", way, [clocked(lambda: masks.rewind(model, theta), args.device) for _ in range(5)])
 
 
 def measure_rounds(args: argparse.Namespace) -> None:
@@ -171,12 +184,9 @@ def say(args: argparse.Namespace, what: str, way: str, seconds: list[float], **m
     """Print a measurement."""
     on_gpu = args.device.type == "cuda"
     row = {"what": what, "way": way, "seconds": statistics.median(seconds) if seconds else None, "all": seconds, **more,
-           "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else None, "torch": torch.__version__,
+           "peak_bytes": torch.cuda.max_memory_reserved() if on_gpu else None, "torch": torch.__version__,
            "device": torch.cuda.get_device_name() if on_gpu else "cpu", "transformers": transformers.__version__}
     print(json.dumps(row), flush=True)
-    if on_gpu:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
 
 
 def main() -> None:
@@ -202,7 +212,8 @@ def main() -> None:
         parser.exit(2, "gpu.py: error: the Trainer needs the package accelerate; install it, or give --ways without trainer\n")
     if args.device.type == "cuda":
         measure_products(args)
-        measure_prunes(args)
+        for way in ("ours", "plain"):
+            measure_prunes(args, way)
     for name in args.cases:
         for way in args.ways:
             measure_step(args, name, way)

@@ -1,10 +1,14 @@
 """Every speed-up is the same computation: packing, parts of a batch, selection by a sample, compiled layers, no waiting."""
 
+import contextlib
 import functools
+import gc
 import math
+import re
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import launch
 import numpy as np
@@ -16,7 +20,8 @@ from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertForQuestionAnswering
 
-from utils import glue, glue_data, graphs, masks, mlm, models, seeds, squad, squad_data, text, training
+from utils import cli, glue, glue_data, graphs, masks, mlm, models, seeds, squad, squad_data, text, training
+from utils.errors import UserError
 from utils.rows import Rows, pack
 from utils.training import Recipe, Trainer
 
@@ -243,6 +248,7 @@ def imp(place, out, *more):
 
 def test_a_compiled_run_leaves_what_a_plain_one_leaves(place, tmp_path, monkeypatch):
     torch.compiler.reset()
+    monkeypatch.setattr("utils.cli.check_compiler", lambda _: None)  # the backend here needs none
     compile_layers, graphs = models.compile_layers, []
     monkeypatch.setattr(models, "compile_layers", functools.partial(compile_layers, backend=counting(graphs)))
     imp(place, tmp_path / "plain", "--compile", "--no_compile")
@@ -264,6 +270,22 @@ def test_flags_that_this_machine_cannot_follow_are_refused_in_one_line(place, tm
     ended = launch.run("LT_glue.py", "--output_dir", tmp_path / "out", "--task_name", "MRPC", "--data_dir", place / "MRPC",
                        "--do_train", "--model_name_or_path", place / "bert", "--no_cuda", flag)
     assert ended.code == 2 and len(ended.errors()) == 1 and said in ended.err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("device", "there", "said"), [("cpu", ["clang++"], None), ("cpu", ["gcc"], "a C++ compiler such as g++"),
+                                                        ("cuda", ["gcc"], None), ("cuda", ["g++"], "a C compiler such as gcc")])
+def test_compile_asks_for_the_compiler_that_the_device_needs(monkeypatch, device, there, said):
+    monkeypatch.setattr("shutil.which", lambda name: name if name in there else None)
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(Path(__file__).parent / "include")})
+    with pytest.raises(UserError, match=re.escape(said or "Python.h; install Python's development files")):
+        cli.check_compiler(torch.device(device))
+    monkeypatch.setattr("pathlib.Path.exists", lambda path: path.name == "Python.h")
+    if said is None:
+        cli.check_compiler(torch.device(device))
+
+
+def test_cudnn_attention_is_off():
+    assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled()
 
 
 # ---- recorded steps
@@ -346,6 +368,41 @@ def test_shapes_are_recorded_the_second_time_and_up_to_a_limit(place, recordings
         trainer.step([np.arange(rows)], 1e-3, (1, 0, 0))
         counts.append(len(recordings))
     assert counts == [0, 1, 1, 1, 2, 2, 2, 2, 2, 2]
+
+
+def test_passes_recorded_or_not_are_on_one_stream_between_what_comes_before_and_after(place, recordings, monkeypatch):
+    class Stream:
+        device = None
+
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            log.append(f"{self.name} waits for {other.name}")
+
+    @contextlib.contextmanager
+    def entered(stream):
+        at.append(stream)
+        yield
+        at.pop()
+
+    task, log, at = read(place, "MRPC"), [], [Stream("main")]
+    trainer = Trainer(network(place, task), task, Recipe(1e-3, 6), CPU, recorded=True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: at[-1])
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    trainer.graphs._stream, compute = Stream("side"), trainer.graphs._compute
+    monkeypatch.setattr(trainer.graphs, "_compute", lambda *a: (log.append(f"on {at[-1].name}"), compute(*a)))
+    for _ in range(3):
+        trainer.step([np.arange(6)], 1e-3, (1, 0, 0))
+    assert len(recordings) == 1 and log == ["side waits for main", "on side", "main waits for side"] * 3
+
+
+def test_nothing_is_collected_while_a_pass_is_recorded():
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), graphs.uncollected():
+            assert not gc.isenabled()
+            raise ZeroDivisionError
+        assert gc.isenabled()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -285,8 +286,8 @@ def settings(args: argparse.Namespace) -> Settings:
         raise UserError("--tf32 needs a GPU; leave it out")
     if args.tf32:
         torch.set_float32_matmul_precision("high")
-    if args.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
-        raise UserError("--compile needs a C++ compiler such as g++; install one, or leave the flag out")
+    if args.compile:
+        check_compiler(device)
     return Settings(
         script=os.path.basename(sys.argv[0]), output_dir=args.output_dir, arguments=arguments(args),
         overwrite=args.overwrite_output_dir, insist=args.should_continue, restart=args.restart, recipe=recipe(args),
@@ -295,6 +296,17 @@ def settings(args: argparse.Namespace) -> Settings:
         evaluate_during_training=args.evaluate_during_training, evaluate_checkpoints=args.eval_all_checkpoints,
         keep_models=args.save_total_limit, compiled=args.compile,
     )
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises UserError if torch.compile lacks what it works with: a compiler of C++, of C for a GPU, and Python's header."""
+    on_gpu = device.type == "cuda"
+    language, variable, usual = ("C", "CC", ("gcc", "clang")) if on_gpu else ("C++", "CXX", ("g++", "clang++"))
+    if not any(map(shutil.which, (os.environ.get(variable, usual[0]), *usual))):
+        raise UserError(f"--compile needs a {language} compiler such as {usual[0]}; install one, or leave the flag out")
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if not header.exists():
+        raise UserError(f"--compile needs {header}; install Python's development files, or leave the flag out")
 
 
 def policy(args: argparse.Namespace, total: int, **released: object) -> imp.Policy:

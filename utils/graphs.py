@@ -1,7 +1,9 @@
 """Training's forward and backward passes as CUDA graphs: one launch for the thousands that small batches spend their time on."""
 
 import collections
-from collections.abc import Callable, Iterable
+import contextlib
+import gc
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -25,6 +27,8 @@ class Graphs:
         self._occurred: collections.Counter = collections.Counter()
         self._recorded: dict[tuple, tuple[Batch, torch.cuda.CUDAGraph]] = {}
         self._pool = None  # of memory, which all recordings may share: none leaves anything in it
+        on_gpu = self._parameters[0].device.type == "cuda"
+        self._stream = torch.cuda.Stream(self._parameters[0].device) if on_gpu else None
 
     def backward(self, batch: Batch, *constants: float) -> torch.Tensor:
         """Set the parameters' gradients where they are None, else add to them; the loss to report, [], until the next call."""
@@ -32,16 +36,33 @@ class Graphs:
         key = (batch.shape(), adding, constants)
         self._occurred[key] += 1
         known = key in self._recorded
-        if self._occurred[key] == 1 or (not known and len(self._recorded) == MOST):
-            self._compute(batch, adding, constants)  # the first time kernels are loaded and compiled, which cannot be recorded
-        else:
-            if not known:
-                graph = record(lambda: self._compute(batch, adding, constants), self._pool)
-                self._recorded[key], self._pool = (batch, graph), graph.pool()
-            self._replay(*self._recorded[key], batch)
+        with self._aside():
+            if self._occurred[key] == 1 or (not known and len(self._recorded) == MOST):
+                self._compute(batch, adding, constants)  # at first kernels are loaded and compiled: not to be recorded
+            else:
+                if not known:
+                    graph = record(lambda: self._compute(batch, adding, constants), self._pool)
+                    self._recorded[key], self._pool = (batch, graph), graph.pool()
+                self._replay(*self._recorded[key], batch)
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
         return self._reported
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """On a stream of its own, between what this process has asked of the GPU before and what it asks for next.
+
+        autograd ties a parameter to the stream that first used it; were that not the stream of the recording, it would
+        make the one wait for the other, which cannot be recorded.
+        """
+        if self._stream is None:
+            yield
+            return
+        outside = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(outside)
+        with torch.cuda.stream(self._stream):
+            yield
+        outside.wait_stream(self._stream)
 
     @staticmethod
     def _replay(recorded: Batch, graph: torch.cuda.CUDAGraph, batch: Batch) -> None:
@@ -53,7 +74,8 @@ class Graphs:
         loss, reported = self._loss(batch, *constants)
         found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
         if self._gradients is None:
-            self._gradients = [None if new is None else torch.empty_like(new) for new in found]
+            pairs = zip(self._parameters, found, strict=True)
+            self._gradients = [None if new is None else torch.empty_like(parameter) for parameter, new in pairs]
             self._reported = torch.empty_like(reported)
         kept, new = ([g for g in gradients if g is not None] for gradients in (self._gradients, found))
         (torch._foreach_add_ if adding else torch._foreach_copy_)(kept, new)
@@ -61,8 +83,25 @@ class Graphs:
 
 
 def record(work: Callable[[], None], pool) -> torch.cuda.CUDAGraph:
-    """What `work` launches on the GPU, kept to be launched again by `replay()`; nothing is computed yet."""
+    """What `work` launches on the current stream, kept to be launched again by `replay()`; nothing is computed yet."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        work()
+    torch.cuda.synchronize()  # torch.cuda.graph would also hand back all free memory, to be fetched anew each time
+    with uncollected():
+        graph.capture_begin(pool)
+        try:
+            work()
+        finally:
+            graph.capture_end()
     return graph
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without Python's garbage collector, which might free a graph or a kernel of another's: that would spoil a recording."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()

@@ -98,7 +98,7 @@ class MlmTask:
 
     def logits(self, model: nn.Module, batch: MlmBatch) -> torch.Tensor:
         """Scores of every WordPiece at the masked tokens alone, [K, vocabulary]."""
-        return model.cls(encode(model.bert, batch.packed)[batch.places])
+        return model.cls(encode(model.bert, batch.packed).index_select(0, batch.places))
 
     def loss(self, model: nn.Module, batch: MlmBatch) -> torch.Tensor:
         """Mean cross-entropy over the masked tokens of the batch."""

@@ -27,6 +27,7 @@ hf_logging.disable_progress_bar()
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every new try to reach the hub
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+MOST_COMPILED = 32  # versions of a layer, for training and evaluation, padded rows or not, and so on; beyond, none
 LOCAL_REMEDY = "give --model_name_or_path a local folder with config.json, model weights and vocab.txt"
 
 
@@ -73,18 +74,21 @@ def packed_attention(module, query, key, value, attention_mask, dropout=0.0, sca
     gridded = [_to_grid(states, slots, *grid) for states in (query, key, value)]
     mixed = F.scaled_dot_product_attention(*gridded, attn_mask=attention_mask, dropout_p=dropout, scale=scaling)
     flat = mixed.transpose(1, 2).flatten(0, 1)
-    return (flat if len(slots) == len(flat) else flat[slots])[None], None
+    if len(slots) != len(flat):
+        flat = flat.index_select(0, slots)  # on a GPU the backward pass of flat[slots] would sort
+    return flat[None], None
 
 
 def _to_grid(states: torch.Tensor, slots: torch.Tensor, rows: int, width: int) -> torch.Tensor:
     """[1, heads, T, d] -> [B, heads, W, d], zeros where no token stands."""
     tokens = states[0].transpose(0, 1)
     if len(slots) != rows * width:
-        tokens = tokens.new_zeros(rows * width, *tokens.shape[1:]).index_copy(0, slots, tokens)
+        tokens = tokens.new_zeros(rows * width, *tokens.shape[1:]).index_copy_(0, slots, tokens)
     return tokens.reshape(rows, width, *tokens.shape[1:]).transpose(1, 2)
 
 
 AttentionInterface.register("packed_rows", packed_attention)
+torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for every new shape, and batches come in ever new ones
 
 
 def encode(bert: BertModel, batch: Packed) -> torch.Tensor:
@@ -99,7 +103,7 @@ def encode(bert: BertModel, batch: Packed) -> torch.Tensor:
 
 def pool(bert: BertModel, hidden: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
     """The pooler's output for each row's [CLS], [B, hidden]."""
-    return bert.pooler(hidden[first][:, None])
+    return bert.pooler(hidden.index_select(0, first)[:, None])
 
 
 def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
@@ -108,6 +112,7 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
     Masks act within the graphs; parameters, names and what dropout draws stay as they are, results up to rounding.
     """
     options = {"fallback_random": True} if backend == "inductor" else None  # its own random numbers would be others
+    torch._dynamo.config.recompile_limit = MOST_COMPILED
     for layer in model.bert.encoder.layer:
         layer.compile(dynamic=True, backend=backend, options=options)
 

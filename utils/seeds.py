@@ -18,7 +18,7 @@ def seed_round(seed: int, round_: int, rank: int = 0) -> None:
 def generator_state() -> dict[str, torch.Tensor]:
     """The global generators' states, for a checkpoint."""
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # not with --no_cuda
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
