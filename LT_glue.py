@@ -36,7 +36,7 @@ def main():
     total = cli.total_steps(args.max_steps, args.num_train_epochs, order.steps_per_epoch)
     policy = cli.policy(args, total, rewind="encoder")
     masks.attach(model)
-    session.run_imp(task, model, tokenizer, policy, settings, args.as_released)
+    session.run_imp(task, model, tokenizer, policy, "pre", settings, args.as_released)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ def parse_args():
     add("--rate", type=float, required=True, help="sparsity of the mask, from 0 to below 1")
     add("--method", choices=["magnitude", "random"], default="magnitude",
         help="drop the smallest weights of all matrices together, or random ones")
-    add("--seed", type=int, default=42, help="seed of --weight rand and of --method random")
+    add("--seed", type=int, default=42, help="seed of --weight rand and of --method random (ours: 42)")
     cli.add_model_flags(parser)
     add("--output_dir", default=None, help="folder for mask.pt; left out, tmp/oneshot/WEIGHT_MODEL_RATE (ours)")
     args = parser.parse_args()
+    cli.check_seed(args.seed)
     if not 0 <= args.rate < 1:
         raise UserError(f"--rate {args.rate} must be at least 0 and below 1")
     return args

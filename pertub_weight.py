@@ -14,10 +14,11 @@ def parse_args():
         help="layers: the six matrices of a layer move together to another layer, as the released code does; "
         "elements: the entries of each matrix are permuted within it; noise: Gaussian noise is added")
     add("--sigma", type=float, default=0.02, help="--mode noise: standard deviation of the noise (ours)")
-    add("--seed", type=int, default=42, help="seed of the permutation or the noise")
+    add("--seed", type=int, default=42, help="seed of the permutation or the noise (ours: 42)")
     cli.add_model_flags(parser)
     add("--output", default="tmp/shuffle_weight.pt", help="file to write, as --weight_pertub reads it")
     args = parser.parse_args()
+    cli.check_seed(args.seed)
     if not 0 < args.sigma < float("inf"):
         raise UserError(f"--sigma {args.sigma} must be a number above 0")
     return args

@@ -21,6 +21,11 @@ def parse_args():
     cli.check_training_flags(args)
     if args.init is None and (args.mask_dir or args.weight_pertub):
         raise UserError("--mask_dir and --weight_pertub train a ticket: give --dir pre or --dir rand with them")
+    if args.init is not None and (args.sparsities or args.rewind_steps or args.no_rewind):
+        raise UserError("--sparsities, --rewind_steps and --no_rewind are for finding tickets: leave out --dir with them")
+    for flag in ("n_best_size", "max_answer_length"):
+        if getattr(args, flag) < 1:
+            raise UserError(f"--{flag} {getattr(args, flag)} must be at least 1")
     for flag, file in (("do_train", "train_file"), ("do_eval", "predict_file")):
         if getattr(args, flag) and getattr(args, file) is None:
             raise UserError(f"--{flag} needs --{file}, the SQuAD JSON to read")
@@ -77,7 +82,7 @@ def main():
     if finding:
         masks.attach(model)
         policy = cli.policy(args, total, rewind="encoder", short_first_round=True)
-        session.run_imp(task, model, tokenizer, policy, settings, args.as_released)
+        session.run_imp(task, model, tokenizer, policy, init, settings, args.as_released)
     else:
         session.run_fine_tuning(task, model, tokenizer, ticket, init, init_info, total, total, args.save_steps or 0,
                                 settings)

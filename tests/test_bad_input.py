@@ -213,6 +213,12 @@ def test_rates_outside_0_to_1(start, place, tmp_path, rate):
         ("glue_trans.py", {"save_total_limit": -1}, ["--save_total_limit"]),
         ("glue_trans.py", {"per_gpu_train_batch_size": 0}, ["--per_gpu_train_batch_size 0"]),
         ("glue_trans.py", {"seed": -1}, ["--seed -1"]),
+        ("glue_trans.py", {"seed": 2**63}, ["--seed 9223372036854775808"]),
+        ("oneshot.py", {"seed": -1}, ["--seed -1"]),
+        ("glue_trans.py", {"should_continue": True, "restart": True}, ["--should_continue and --restart"]),
+        ("LT_glue.py", {"save_steps": 2, "rewind_steps": 1, "no_rewind": True}, ["--no_rewind and --rewind_steps"]),
+        ("LT_glue.py", {"save_steps": 2, "as_released": True, "no_rewind": True}, ["--as_released rewinds", "--no_rewind"]),
+        ("glue_trans.py", {"data_dir": "caf\udce9"}, ["caf", "not UTF-8"]),
         ("glue_trans.py", {"num_train_epochs": 0}, ["--num_train_epochs"]),
         ("glue_trans.py", {"checkpoint_minutes": "nan"}, ["--checkpoint_minutes"]),
         ("glue_trans.py", {"fp16": True}, ["--fp16"]),
@@ -299,6 +305,16 @@ def test_an_output_folder_that_is_a_file(start, place, tmp_path):
     ended = start("glue_trans.py", *flags(place, "glue_trans.py", output_dir=tmp_path / "out"), cwd=tmp_path)
     refused(ended, "glue_trans.py", f"--output_dir {tmp_path / 'out'}")
     assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("script", ["glue_trans.py", "oneshot.py"])
+@pytest.mark.parametrize("name", ["out", "out/deeper", 300 * "x"])
+def test_a_place_that_cannot_be_written_to(start, place, tmp_path, script, name):
+    (tmp_path / "out").write_text("mine")
+    evaluating = {"do_train": None} if script == "glue_trans.py" else {}
+    ended = start(script, *flags(place, script, output_dir=tmp_path / name, **evaluating), cwd=tmp_path)
+    refused(ended, script, tmp_path / Path(name).parts[0])
+    assert [p.name for p in tmp_path.iterdir()] == ["out"] and (tmp_path / "out").read_text() == "mine"
 
 
 def test_continuing_what_was_never_begun(start, place, tmp_path):

@@ -407,6 +407,37 @@ def test_a_run_does_not_go_on_with_a_model_or_mask_that_was_exchanged(place, tmp
         assert script(place, out, "--restart").code == 0
 
 
+@pytest.mark.parametrize("name", ["MRPC", "squad", "text"])
+def test_a_run_does_not_go_on_with_other_training_data(place, tmp_path, at_step, monkeypatch, name):
+    data = shutil.copytree(place / name, tmp_path / name)
+    if name == "MRPC":
+        given, file = ["LT_glue.py", *glue(place), "--data_dir", data], data / "train.tsv"
+    elif name == "squad":
+        file = data / "train-v1.1.json"
+        given = ["squad_trans.py", "--model_name_or_path", place / "bert", "--train_file", file, "--do_train", "--no_cuda",
+                 "--max_seq_length", 48, "--doc_stride", 16, "--max_query_length", 12]
+    else:
+        file = data / "en.train"
+        given = ["LT_pretrain.py", "--model_name_or_path", place / "bert", "--train_data_file", file, "--do_train", "--no_cuda",
+                 "--mlm", "--block_size", 16]
+
+    def run_(place, out, *more):
+        return launch.run(*given, "--output_dir", out, *ROUNDS, "--checkpoint_minutes", 0, *more)
+
+    state = interrupted(place, tmp_path / "out", at_step, monkeypatch, step=4, script=run_)
+    if name == "squad":
+        content = json.loads(file.read_text())
+        content["data"][0]["paragraphs"].pop()
+        file.write_text(json.dumps(content))
+    else:
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[:-8]))
+    ended = run_(place, tmp_path / "out")
+    line = ended.errors()[-1]
+    assert ended.code == 2 and "this run began with other training data" in line and "--restart" in line
+    assert newest(tmp_path / "out") == state
+    assert run_(place, tmp_path / "out", "--restart").code == 0
+
+
 # ---- the folder, the clock
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import launch
@@ -10,7 +11,7 @@ import pytest
 import tiny
 import torch
 from launch import done, results
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy.stats import pearsonr
 from transformers import BertForSequenceClassification, BertTokenizer
 
@@ -144,10 +145,10 @@ def test_results_and_index_say_what_was_scored(ten_rounds):
     assert [(row["round"], row["step"], row["final"]) for row in rows] == [(k, 4 * k, True) for k in range(1, 11)]
     assert [round(row["sparsity"], 3) for row in rows] == [k / 10 for k in range(10)]  # not its next mask's
     assert [round(entry["sparsity"], 3) for entry in entries] == [k / 10 for k in range(1, 10)]
-    for k, (row, entry) in enumerate(zip(rows, entries, strict=False), 1):
+    for k, entry in enumerate(entries, 1):
         mask = mask_at(folder, 4 * k)
         assert entry == {"round": k, "mask": f"checkpoint-{4 * k}/mask.pt", "mask_sha256": masks.digest(mask),
-                         "score": row["score"], "sparsity": round(masks.sparsity(mask), 9)}
+                         "score": rows[k]["score"], "sparsity": round(masks.sparsity(mask), 9)}  # the ticket's own
         assert rows[k]["mask"] == str(folder / entry["mask"]) and rows[k]["mask_sha256"] == entry["mask_sha256"]
         assert rows[k]["mask_info"]["sparsity"] == rows[k]["sparsity"] == entry["sparsity"]
     row = rows[0]
@@ -389,6 +390,22 @@ def test_perturbed_weights_replace_the_encoder(place, tmp_path, steps):
     assert not torch.equal(weights["bert.pooler.dense.weight"], pre_trained["bert.pooler.dense.weight"])
     row = results(tmp_path / "out")[0]
     assert row["init"] == "elements" and row["init_info"]["mode"] == "elements"
+    done("glue_trans.py", *command(place, tmp_path / "mix", "--dir", "rand", "--weight_pertub", tmp_path / "w.pt",
+                                   "--max_steps", 1))
+    assert results(tmp_path / "mix")[0]["init"] == "rand+elements"  # embeddings drawn anew: not theta_0''
+
+
+def test_what_lies_beside_a_mask_of_another_is_not_believed(place, ten_rounds, tmp_path):
+    folder, _ = ten_rounds
+    done("oneshot.py", "--weight", "pre", "--model", "glue", "--rate", 0.5, "--model_name_or_path", place / "bert",
+         "--output_dir", tmp_path)
+    shutil.copy(folder / "checkpoint-20" / "mask.pt.json", tmp_path)
+    flags = [f for f in command(place, tmp_path / "out", "--dir", "pre", "--mask_dir", tmp_path / "mask.pt") if f != "--do_train"]
+    ended = launch.run("glue_trans.py", *flags)
+    (told,) = ended.errors()
+    assert ended.code == 0 and told.startswith(f"warning: {tmp_path / 'mask.pt'}: ")
+    row = results(tmp_path / "out")[0]
+    assert row["mask_info"] is None and row["mask_sha256"] == masks.digest(torch.load(tmp_path / "mask.pt", weights_only=True))
 
 
 @pytest.mark.parametrize("weight", ["pre", "rand"])
@@ -480,6 +497,21 @@ def test_every_checkpoint_of_a_run_is_evaluated_on_request(place, ten_rounds, tm
         (folder / "results.jsonl").write_text(before)
 
 
+def test_checkpoints_of_another_task_or_without_models_are_not_evaluated(place, ten_rounds, tmp_path):
+    folder = shutil.copytree(ten_rounds[0], tmp_path / "rounds")
+    flags = [f for f in command(place, folder, "--dir", "pre", "--eval_all_checkpoints") if f != "--do_train"]
+    for checkpoint in folder.glob("checkpoint-*"):
+        weights = load_file(checkpoint / "model.safetensors")
+        save_file({name: w for name, w in weights.items() if "classifier" not in name}, checkpoint / "model.safetensors")
+    before = (folder / "results.jsonl").read_text()
+    for reason in ("checkpoint-4: classifier.bias is missing; this checkpoint is of another task", "has kept its model"):
+        ended = launch.run("glue_trans.py", *flags)
+        (line,) = ended.errors()
+        assert ended.code == 2 and reason in line and (folder / "results.jsonl").read_text() == before
+        for model in folder.glob("checkpoint-*/config.json"):
+            model.unlink()
+
+
 # ---- one folder, several commands
 
 
@@ -498,7 +530,8 @@ def test_another_command_is_refused_and_replaces_with_overwrite(place, tmp_path)
     other = command(place, out, "--max_steps", 4, "--save_steps", 2)
     refused = launch.run("LT_glue.py", *other)
     assert refused.code == 2 and "--max_steps 6 there, 4 here" in refused.err and len(digests(out)) == 3
-    done("LT_glue.py", *other, "--overwrite_output_dir")
+    (told,) = launch.run("LT_glue.py", *other, "--overwrite_output_dir").errors()
+    assert told == f"{out}: the run there is replaced (--max_steps 6 there, 4 here)"
     assert len(digests(out)) == 2 and not (out / "checkpoint-6").exists() and len(results(out)) == 2
     assert mine.read_text() == "mine"
 

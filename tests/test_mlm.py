@@ -224,6 +224,9 @@ def test_a_bert_trained_from_scratch_is_a_model_for_every_script(place, tmp_path
     assert perplexities[-1] < 0.7 * len(tiny.VOCABULARY) and perplexities == sorted(perplexities, reverse=True)
     info = BertForPreTraining.from_pretrained(scratch, output_loading_info=True)[1]
     assert all("seq_relationship" in name for name in info["missing_keys"])  # next-sentence prediction alone is missing
+    done("LT_pretrain.py", *command(place, tmp_path / "random", "--config_name", place / "bert", "--tokenizer_name",
+                                    place / "bert", "--max_steps", 2, "--save_steps", 1, "--sparsities", 0.5))
+    assert {row["init"] for row in results(tmp_path / "random")} == {"rand"}
     theta_0 = load_file(scratch / "model.safetensors")
     done("LT_pretrain.py", *command(place, tmp_path / "imp", "--model_name_or_path", scratch, "--max_steps", 4, "--save_steps", 2,
                                     "--sparsities", 0.5))

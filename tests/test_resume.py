@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import launch
 import pytest
@@ -13,7 +14,7 @@ import torch
 from utils import files, run
 from utils.errors import UserError
 
-ARGUMENTS = {"seed": 1, "checkpoint_minutes": 10.0}
+ARGUMENTS = {"seed": 1, "checkpoint_minutes": 10.0, "data_dir": "glue_data/RTE"}
 
 
 def kill_test(*flags):
@@ -185,6 +186,9 @@ def test_checkpoints_left_when_the_end_was_cut_off_go_with_the_next_look(tmp_pat
         (False, {}, {"overwrite": True}, "continues"),  # it stands in every released command
         (False, {}, {"insist": True}, "continues"),
         (False, {"checkpoint_minutes": 1.0}, {}, "continues"),  # changes no result
+        (False, {"output_dir": "elsewhere/", "save_total_limit": 1}, {}, "continues"),  # nor do these
+        (False, {"data_dir": "glue_data//RTE/"}, {}, "continues"),  # the same folder
+        (False, {"data_dir": "glue_data/WNLI"}, {}, "--data_dir glue_data/RTE there, glue_data/WNLI here"),
         (False, {}, {"restart": True}, "begins"),
         (False, {"seed": 2}, {"overwrite": True}, "begins"),
         (False, {"seed": 2}, {}, r"holds a run with other arguments \(--seed 1 there, 2 here\); give --overwrite_output_dir"),
@@ -215,6 +219,75 @@ def test_what_becomes_of_the_run_in_the_folder(tmp_path, finished, arguments, fl
         assert held.finished == (end == "is finished")
         assert held.finished or (held.load_state() is not None) == (end == "continues")
         assert held.results() == ([] if end == "begins" else [{"row": 1}])
+
+
+def test_only_files_of_the_names_that_a_run_gives_are_replaced(tmp_path):
+    ours = ["results.jsonl", "tickets.json", "predictions_.json", "predictions_20.json", "nbest_predictions_20.json",
+            "null_odds_20.json", "checkpoint-20/mask.pt", "state-0-5.pt", "state-0-5-0123456789abcdef.pt", ".run.json.x_1.tmp"]
+    others = ["state-of-the-art.md", "predictions_final.csv", "checkpoint-best/model.bin", "state-0-5.pt.bak", "results.jsonl.gz",
+              ".checkpoint-20.swp", "notes.txt"]
+    for name in [*ours, *others]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    with opened(tmp_path, overwrite=True, finds_tickets=True) as held:
+        assert {p.name for p in tmp_path.iterdir()} == {Path(name).parts[0] for name in others} | {".lock", "run.json"}
+        held.finish()
+    assert all((tmp_path / name).read_text() == name for name in others)
+
+
+def test_tickets_are_moved_out_of_the_way_of_a_run_that_finds_none(tmp_path, capsys):
+    out = tmp_path / "out"
+    for number in (1, 2):
+        with opened(out, overwrite=True, finds_tickets=True) as held:
+            for name in ("tickets.json", "results.jsonl", "checkpoint-20/mask.pt"):
+                (out / name).parent.mkdir(exist_ok=True)
+                (out / name).write_text(f"{name} {number}")
+            held.finish()
+        capsys.readouterr()
+        with opened(out, ARGUMENTS | {"init": "pre"}, overwrite=True) as held:
+            assert {p.name for p in out.iterdir()} == {".lock", "run.json", "replaced-1", f"replaced-{number}"}
+            held.finish()
+        aside = out / f"replaced-{number}"
+        assert capsys.readouterr().err == f"{out}: holds tickets; their run's files are now in {aside}\n"
+        assert (aside / "checkpoint-20" / "mask.pt").read_text() == f"checkpoint-20/mask.pt {number}"
+        assert json.loads((aside / "run.json").read_text()) == {"arguments": ARGUMENTS, "finished": True}
+
+
+def test_a_move_that_was_cut_off_leaves_no_ticket_to_be_removed(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with opened(out, finds_tickets=True) as held:
+        for name in ("tickets.json", "checkpoint-20", "checkpoint-40"):
+            (out / name).write_text(name)
+        held.finish()
+    moved, replace = [], Path.replace
+
+    def killed(path, target):
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        moved.append(path.name)
+        return replace(path, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "replace", killed)
+        opened(out, ARGUMENTS | {"init": "pre"}, overwrite=True)
+    with opened(out, ARGUMENTS | {"init": "pre"}, overwrite=True):
+        kept = {path.name: path.read_text() for path in out.glob("replaced-*/*") if path.name != "run.json"}
+    assert moved[0] == "run.json" and kept == {name: name for name in ("tickets.json", "checkpoint-20", "checkpoint-40")}
+
+
+@pytest.mark.parametrize(("flag", "place"), [("mask_dir", "checkpoint-20/mask.pt"), ("weight_pertub", "rewind_weights.pt"),
+                                             ("model_name_or_path", ""), ("model_name_or_path", "checkpoint-20/")])
+def test_what_a_run_reads_is_not_removed_by_it(tmp_path, flag, place):
+    with opened(tmp_path / "out") as held:
+        for name in ("checkpoint-20/mask.pt", "rewind_weights.pt", "model.safetensors"):
+            (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "out" / name).write_text("precious")
+        held.finish()
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    given = f"{tmp_path}/out/{place}"
+    with pytest.raises(UserError, match=f"--{flag} {given} is in --output_dir .*give another --output_dir"):
+        opened(tmp_path / "out", ARGUMENTS | {flag: given}, overwrite=True)
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
 def test_two_processes_never_write_one_folder(tmp_path):

@@ -132,6 +132,16 @@ def test_questions_without_answer(place, tmp_path):
     assert (metrics["NoAns_f1"], metrics["HasAns_f1"], metrics["f1"]) == (100, 0, 50)
 
 
+@pytest.mark.parametrize(("flags", "said"), [(("--n_best_size", 0), "--n_best_size 0 must"),
+                                              (("--max_answer_length", 0), "--max_answer_length 0 must"),
+                                              (("--threads", 0), "--threads 0 must"),
+                                              (("--no_rewind",), "leave out --dir")])
+def test_flags_that_cannot_be(place, tmp_path, flags, said):
+    ended = launch.run("squad_trans.py", *command(place, tmp_path / "out", "--dir", "pre", "--max_steps", 2, *flags))
+    (line,) = ended.errors()
+    assert ended.code == 2 and said in line and not (tmp_path / "out").exists()
+
+
 def test_a_v2_file_without_the_flag_is_refused(place, tmp_path):
     ended = launch.run("squad_trans.py", *command(place, tmp_path / "out", "--dir", "pre", "--max_steps", 2, data="v2"))
     (line,) = ended.errors()

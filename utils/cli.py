@@ -28,6 +28,7 @@ from utils.watch import LossNotFinite, ending_at_once
 gc.freeze()  # nor need they be looked at again
 gc.enable()
 
+WRONG_PATH = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EBUSY, errno.EINVAL, errno.ELOOP}
 ROUND = "optimizer steps of one IMP round; left out, a tenth of the run"
 SAVE = "optimizer steps between two saved models; left out or 0, only the last is saved (ours)"
 
@@ -37,6 +38,12 @@ class OneLineParser(argparse.ArgumentParser):
 
     def __init__(self, description: str):
         super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+    def parse_args(self, args=None, namespace=None):
+        for word in sys.argv[1:]:
+            if any(0xD800 <= ord(character) < 0xE000 for character in word):  # how Python shows bytes that are not UTF-8
+                self.error(f"{ascii(word)} is not UTF-8; give names in UTF-8")
+        return super().parse_args(args, namespace)
 
     def error(self, message: str):
         print(f"{self.prog}: error: {message}", file=sys.stderr)
@@ -57,6 +64,8 @@ def run(main: Callable[[], None]) -> None:
         _end(f"process {distributed.rank()}: {str(error).splitlines()[0]}; another process was lost or disagrees, "
              "the same command goes on from the last checkpoint", 1)
     except OSError as error:
+        if error.errno in WRONG_PATH and error.filename:
+            _end(f"{error.filename}: {error.strerror}; give another path", 2)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT, errno.EIO):
             raise
         _end(f"{error.filename or 'a file'}: {error.strerror}; what was saved before is intact, "
@@ -87,7 +96,7 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     add("--overwrite_output_dir", action="store_true",
         help="replace another or a finished run in --output_dir; an unfinished run of this command goes on all the same")
     add("--overwrite_cache", action="store_true", help="build the feature caches anew")
-    add("--should_continue", action="store_true", help="fail unless --output_dir holds a checkpoint of this command")
+    add("--should_continue", action="store_true", help="fail where this command is not finished and has no checkpoint")
     add("--restart", action="store_true", help="begin this run anew even where its checkpoint could go on")
     add("--checkpoint_minutes", type=float, default=10.0, help="minutes between two checkpoints to resume from (ours)")
 
@@ -97,23 +106,27 @@ def add_training_flags(parser: argparse.ArgumentParser, batch: int, rate: float,
     add = parser.add_argument
     add("--do_train", action="store_true", help="train")
     add("--do_eval", action="store_true", help="evaluate: the trained model, or without --do_train the model given")
-    add("--evaluate_during_training", action="store_true", help="evaluate every --logging_steps steps as well")
-    add("--eval_all_checkpoints", action="store_true", help="evaluate every checkpoint in --output_dir not yet evaluated")
+    add("--evaluate_during_training", action="store_true", help="with --do_eval: evaluate every --logging_steps steps as well")
+    add("--eval_all_checkpoints", action="store_true",
+        help="evaluate every model saved in --output_dir; in training, when it is saved")
     add("--per_gpu_train_batch_size", type=int, default=batch, help="training rows in a batch, per process")
-    add("--per_gpu_eval_batch_size", type=int, default=8, help="accepted; evaluation sizes its batches by tokens")
+    add("--per_gpu_eval_batch_size", type=int, default=8,
+        help="rows in a batch of MLM evaluation with --as_released; every other evaluation sizes its batches by tokens")
     add("--gradient_accumulation_steps", type=int, default=1, help="batches whose gradients make one optimizer step")
     add("--learning_rate", type=float, default=rate, help="initial learning rate of AdamW, decaying linearly to zero")
     add("--weight_decay", type=float, default=0.0, help="AdamW's weight decay, not applied to biases and LayerNorm")
     add("--adam_epsilon", type=float, default=1e-8, help="AdamW's epsilon")
     add("--max_grad_norm", type=float, default=1.0, help="norm to which gradients are clipped")
     add("--warmup_steps", type=int, default=0, help="optimizer steps of linear warm-up")
-    add("--num_train_epochs", type=float, default=epochs, help="passes over the training data, in all rounds together")
-    add("--max_steps", type=int, default=-1, help="optimizer steps in all, instead of --num_train_epochs, if positive")
+    add("--num_train_epochs", type=float, default=epochs,
+        help="passes over the training data, in all rounds together (of steps with several batches, whole ones only)")
+    add("--max_steps", type=int, default=-1,
+        help="optimizer steps in all, instead of --num_train_epochs, if positive; IMP takes those of whole rounds it needs")
     add("--logging_steps", type=int, default=500, help="optimizer steps between two logged points (ours; 0: none)")
     add("--save_steps", type=int, default=None, help=save_steps)
     add("--save_total_limit", type=int, default=None,
         help="keep the model files of only so many checkpoints (0: of none); masks stay")
-    add("--seed", type=int, default=42, help="seed of every random draw")
+    add("--seed", type=int, default=42, help="seed of every random draw (ours: 42)")
     add("--no_cuda", action="store_true", help="stay on the CPU")
     add("--fp16", action="store_true", help="mixed precision with 16-bit floats and loss scaling (GPU)")
     add("--bf16", action="store_true", help="mixed precision with bfloat16 (ours)")
@@ -140,7 +153,7 @@ def add_glue_flags(parser: argparse.ArgumentParser) -> None:
     """Which GLUE task."""
     add = parser.add_argument
     add("--task_name", required=True, help="the GLUE task: CoLA, MNLI, MNLI-MM, MRPC, QNLI, QQP, RTE, SST-2, STS-B or WNLI")
-    add("--data_dir", required=True, help="folder with the task's train.tsv and dev.tsv")
+    add("--data_dir", required=True, help="folder with the task's files as GLUE names them, train.tsv and dev.tsv")
     add("--max_seq_length", type=int, default=128, help="WordPieces at most in a row, [CLS] and [SEP] included")
     add("--do_lower_case", action="store_true", help="lower-case the text, as uncased models need")
 
@@ -199,7 +212,7 @@ def mlm_source(args: argparse.Namespace):
 
 def read_text(args: argparse.Namespace, task: MlmTask, config) -> None:
     """Read the texts that the flags ask for into `task`."""
-    size = args.block_size or min(512, config.max_position_embeddings)
+    size = min(512, config.max_position_embeddings) if args.block_size is None else args.block_size
     models.check_length(config, "--block_size", size)
 
     def load(file: str):
@@ -235,6 +248,12 @@ def add_imp_flags(parser: argparse.ArgumentParser) -> None:
     add("--no_rewind", action="store_true", help="standard pruning: go on from each round's final weights (Table 3)")
 
 
+def check_seed(seed: int) -> None:
+    """Raises UserError for a seed that not every generator takes."""
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed {seed} must be at least 0 and below 2**63")
+
+
 def check_training_flags(args: argparse.Namespace) -> None:
     """Raises UserError naming a flag whose value cannot be."""
     if not (args.do_train or args.do_eval):
@@ -245,9 +264,14 @@ def check_training_flags(args: argparse.Namespace) -> None:
     for flag in ("learning_rate", "num_train_epochs", "max_grad_norm", "adam_epsilon"):
         if not 0 < getattr(args, flag) < float("inf"):
             raise UserError(f"--{flag} {getattr(args, flag)} must be a number above 0")
-    for flag in ("weight_decay", "warmup_steps", "logging_steps", "save_steps", "checkpoint_minutes", "seed"):
+    for flag in ("weight_decay", "warmup_steps", "logging_steps", "save_steps", "checkpoint_minutes"):
         if not (getattr(args, flag) or 0) >= 0:
             raise UserError(f"--{flag} {getattr(args, flag)} must be a number of at least 0")
+    check_seed(args.seed)
+    if getattr(args, "threads", 1) < 1:
+        raise UserError(f"--threads {args.threads} must be at least 1")
+    if args.should_continue and args.restart:
+        raise UserError("--should_continue and --restart exclude each other; give one")
     if args.save_total_limit is not None and args.save_total_limit < 0:
         raise UserError(f"--save_total_limit {args.save_total_limit} must be 0 or more; left out, every model is kept")
     if args.fp16 and args.bf16:
@@ -310,7 +334,14 @@ def check_compiler(device: torch.device) -> None:
 
 
 def policy(args: argparse.Namespace, total: int, **released: object) -> imp.Policy:
-    """The rounds of IMP that the flags ask for; `released` is what --as_released changes for this task."""
+    """The rounds of IMP that the flags ask for; `released` is what --as_released changes for this task.
+
+    Raises UserError where they contradict each other.
+    """
+    if args.no_rewind and args.rewind_steps:
+        raise UserError("--no_rewind and --rewind_steps exclude each other; give one")
+    if args.no_rewind and args.as_released and released["rewind"] != "none":
+        raise UserError("--as_released rewinds, as the released code does; leave out --no_rewind")
     sparsities = tuple(args.sparsities or imp.SPARSITIES)
     rewind = "none" if args.no_rewind else "theta_i"
     round_steps = total // 10 if args.save_steps is None else args.save_steps

@@ -34,7 +34,9 @@ TEXT_CACHE = "{text}.{tokenizer}.{mode}.ids"  # mode: stream or lines
 TEXT_PARTIAL = ".{cache}.partial"  # a text cache in the making
 
 RUN_FILES = (RESULTS, EVAL_RESULTS, TICKETS, EVENTS, RUN, *MODEL_FILES, REWIND_WEIGHTS, REWIND_WEIGHTS + MASK_INFO_SUFFIX)
-RUN_KINDS = ("checkpoint-", "predictions_", "nbest_predictions_", "null_odds_", f"{STATE}-")  # how other names begin
+REPLACED = "replaced-{number}"  # tickets of a run whose folder was taken by one that finds none
+_STATE_NAME = re.compile(rf"{STATE}-(new|\d+-\d+(-[0-9a-f]{{16}})?)\.pt")
+_NUMBERED = re.compile(r"checkpoint-\d+|((nbest_)?predictions|null_odds)_\d*\.json")
 
 
 def checkpoint_name(step: int) -> str:
@@ -168,12 +170,20 @@ def _umask() -> int:
 
 def is_ours(name: str) -> bool:
     """Whether a run of this project writes a file or folder of this name, so that replacing a run may remove it."""
-    return name in RUN_FILES or name.startswith(RUN_KINDS) or is_leftover(name)
+    return name in RUN_FILES or bool(_NUMBERED.fullmatch(name)) or is_state(name) or is_leftover(name)
+
+
+def is_state(name: str) -> bool:
+    """Whether this is the name of a checkpoint to resume from."""
+    return bool(_STATE_NAME.fullmatch(name))
 
 
 def is_leftover(name: str) -> bool:
     """Whether a run that was killed left this: a file or folder of a run in the making, or on its way out."""
-    return name.startswith(".") and name.endswith((".tmp", ".old")) and name[1:].startswith((*RUN_FILES, *RUN_KINDS))
+    whole, _, end = name.removeprefix(".").rpartition(".")
+    if not name.startswith(".") or end not in ("tmp", "old"):
+        return False
+    return any(each in RUN_FILES or _NUMBERED.fullmatch(each) or is_state(each) for each in (whole, whole.rpartition(".")[0]))
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from torch import nn
 from utils import glue_data, metrics
 from utils.distributed import mine, my_rows, total_array
 from utils.models import SequenceClassifier, encode, pool
-from utils.rows import Batch, Packed, Rows, by_length, pack, send
+from utils.rows import Batch, Packed, Rows, by_length, checksum, pack, send
 from utils.training import autocast
 
 
@@ -56,6 +56,11 @@ class GlueTask:
     @property
     def train_rows(self) -> int:
         return len(self.train[0])
+
+    def data_checksum(self) -> str:
+        """Tells the training data from others'."""
+        rows, labels = self.train
+        return checksum(rows.starts, rows.ids, labels)
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """Tokens of these training rows, padding counted, int64 [B]."""

@@ -115,7 +115,7 @@ def find_tickets(trainer: Trainer, policy: Policy, order: seeds.Order, tickets: 
                 models.save_pretrained(model, tickets.tokenizer, folder)
             if policy.target(round_) is not None:
                 masks.prune_to(model, policy.target(round_))
-                tickets.add(round_, masks.current(model), folder, score)
+                tickets.add(round_, masks.current(model), folder)
         tickets.publish(round_, score, watch.time_left())
         if policy.rewind != "none":
             masks.rewind(model, theta, prefix="bert." if policy.rewind == "encoder" else "")
@@ -185,17 +185,23 @@ class Tickets:
         """checkpoint-STEP, STEP being the global step at which `round_` ends."""
         return self.run.folder / files.checkpoint_name((round_ + 1) * self.policy.round_steps)
 
-    def add(self, round_: int, mask: masks.Mask, folder: Path | None, score: float | None) -> None:
-        """Save the mask pruned after `round_` in `folder` and enter it in the list; all processes must have the same."""
+    def add(self, round_: int, mask: masks.Mask, folder: Path | None) -> None:
+        """Save the mask pruned after `round_` in `folder` and enter it in the list; all processes must have the same.
+
+        Its score is not known before the next round has trained it.
+        """
         sparsity, sha256 = round(masks.sparsity(mask), 9), masks.digest(mask)
         distributed.check_same(sha256, f"mask of round {round_ + 1}")
         if folder is not None:
             masks.save(mask, folder / files.MASK, self.origin(sparsity))
         path = f"{self.folder(round_).name}/{files.MASK}"
-        self.entries.append({"round": round_ + 1, "sparsity": sparsity, "mask": path, "mask_sha256": sha256, "score": score})
+        self.entries.append({"round": round_ + 1, "sparsity": sparsity, "mask": path, "mask_sha256": sha256, "score": None})
 
     def publish(self, round_: int, score: float | None, time_left: float) -> None:
-        """Write the index, drop subnetworks over the limit, and print the line of `round_`."""
+        """Enter the score in the index and write it, drop subnetworks over the limit, and print the line of `round_`."""
+        for entry in self.entries:
+            if entry["round"] == round_:  # the ticket that this round has trained
+                entry["score"] = score
         if not distributed.first():
             return
         index = {"task": self.task, "seed": self.run.arguments.get("seed"), "tickets": self.entries}

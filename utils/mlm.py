@@ -13,7 +13,7 @@ from utils import distributed
 from utils.masking import Masked, mask_tokens, special_mask
 from utils.metrics import SCORE
 from utils.models import MaskedLanguageModel, encode
-from utils.rows import EVALUATION_TOKENS, Batch, Rows, pack, send
+from utils.rows import EVALUATION_TOKENS, Batch, Rows, checksum, pack, send
 from utils.seeds import derive
 from utils.text import Blocks
 from utils.training import autocast
@@ -73,6 +73,11 @@ class MlmTask:
     @property
     def train_rows(self) -> int:
         return len(self.train)
+
+    def data_checksum(self) -> str:
+        """Tells the training data from others': by how many blocks there are, and the first and last of them."""
+        ends = self.train.gather(np.array([0, len(self.train) - 1]))
+        return f"{len(self.train)} {checksum(ends.ids)}"
 
     def lengths(self, rows: np.ndarray) -> None:
         """A batch is masked, and its loss taken, as a whole."""

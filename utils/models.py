@@ -283,12 +283,16 @@ def read_info(path: Path) -> dict | None:
 
 
 def perturb(model: nn.Module, path: str | None, init: str) -> tuple[str, dict | None]:
-    """Set the encoder to the weights in `path`, if given; what they are called in the results, and their origin."""
+    """Set the encoder to the weights in `path`, if given; what they are called in the results, and their origin.
+
+    What the file lacks of the encoder (embeddings, LayerNorm) stays that of `init`, which is told where it is "rand".
+    """
     if path is None:
         return init, None
     load_perturbed(model, Path(path))
     info = read_info(Path(path))
-    return (info or {}).get("mode", "perturbed"), info
+    mode = (info or {}).get("mode", "perturbed")
+    return mode if init == "pre" else f"{init}+{mode}", info
 
 
 def check_length(config: BertConfig, flag: str, length: int) -> None:
@@ -298,8 +302,15 @@ def check_length(config: BertConfig, flag: str, length: int) -> None:
 
 
 def reload(model: nn.Module, folder: str) -> None:
-    """Put the plain weights saved in `folder` into `model`, whose masks (if any) are set to ones where they act."""
-    plain = _from_source(type(model), folder, config=model.config).state_dict()
+    """Put the plain weights saved in `folder` into `model`, whose masks (if any) are set to ones where they act.
+
+    Raises UserError if a weight is missing there.
+    """
+    saved, info = _from_source(type(model), folder, config=model.config, output_loading_info=True)
+    if info["missing_keys"]:
+        raise UserError(f"{folder}: {sorted(info['missing_keys'])[0]} is missing; this checkpoint is of another task, so "
+                        "leave out --eval_all_checkpoints, or give the folder of this task's run")
+    plain = saved.state_dict()
     own = model.state_dict()
     values = {name: plain[name.replace("weight_orig", "weight")] for name in own if not name.endswith(masks.SUFFIX)}
     model.load_state_dict(values, strict=False)

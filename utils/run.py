@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import sys
@@ -18,7 +19,8 @@ from utils.errors import UserError
 
 # Arguments that may change between a run and its continuation: they change no result.
 NEUTRAL = {"overwrite_output_dir", "should_continue", "restart", "overwrite_cache", "cache_dir", "threads",
-           "checkpoint_minutes", "local_rank", "verbose_logging", "per_gpu_eval_batch_size"}
+           "checkpoint_minutes", "local_rank", "verbose_logging", "save_total_limit", "output_dir"}
+MODELS = ("model_name_or_path", "config_name", "tokenizer_name")  # arguments that may name a model's folder
 RESUME_EXIT_CODE = 75  # "temporary failure" of sysexits.h: stopped by a signal, state saved, run the command again
 
 
@@ -60,22 +62,24 @@ class Run:
     def __init__(self, folder: Path, arguments: dict):
         self.folder, self.arguments = Path(folder), arguments
         self.finished = False
-        self._lock, self._insist = None, False
+        self._lock, self._insist, self._finds_tickets = None, False, False
         self._began = time.monotonic()
         self._seconds_before = 0.0
 
     @classmethod
-    def open(cls, folder: str, arguments: dict, overwrite: bool, insist: bool = False, restart: bool = False) -> "Run":
+    def open(cls, folder: str, arguments: dict, overwrite: bool, insist: bool = False, restart: bool = False,
+             finds_tickets: bool = False) -> "Run":
         """Take the folder for a run with `arguments`: new, or the unfinished one of the same arguments.
 
         `overwrite` (--overwrite_output_dir) allows replacing another run's or a finished run's files; `insist`
-        (--should_continue) fails without a checkpoint; `restart` (--restart) never continues. Raises UserError with
-        nothing changed if the folder may not be used.
+        (--should_continue) fails without a checkpoint; `restart` (--restart) never continues. Tickets are replaced by a
+        run that `finds_tickets` only; any other moves them out of its way. Raises UserError with nothing changed if the
+        folder may not be used.
         """
         if not distributed.first():
             return Follower.of(folder, arguments, insist)
         try:
-            run = cls._taken(folder, arguments, overwrite, insist, restart)
+            run = cls._taken(folder, arguments, overwrite, insist, restart, finds_tickets)
         except UserError:
             distributed.from_first(None)
             raise
@@ -83,8 +87,9 @@ class Run:
         return run
 
     @classmethod
-    def _taken(cls, folder: str, arguments: dict, overwrite: bool, insist: bool, restart: bool) -> "Run":
+    def _taken(cls, folder: str, arguments: dict, overwrite: bool, insist: bool, restart: bool, finds_tickets: bool) -> "Run":
         run = cls(Path(folder), arguments)
+        run._finds_tickets = finds_tickets
         run._decide(overwrite, insist, restart)  # a refusal leaves no trace, not even the lock's file
         with run._creating():
             run._take_lock()
@@ -128,7 +133,7 @@ class Run:
         if found is None and owner.exists() and not (restart and overwrite):
             raise UserError(f"{owner}: damaged, so whose run this is cannot be told; give --restart and "
                             "--overwrite_output_dir to replace it, or another folder")
-        differing = None if found is None else _differing(found.get("arguments", {}), self.arguments)
+        differing = self._differing(found)
         ours = found is not None and not differing
         if ours and found.get("finished") and not overwrite and not restart:
             return "finished"
@@ -141,25 +146,55 @@ class Run:
             why = f"holds a run with other arguments ({', '.join(differing)})" if differing else "is not empty"
             raise UserError(f"--output_dir {self.folder} {why}; give --overwrite_output_dir to replace it, "
                             "or another folder")
+        self._spare_inputs()
         return "replace"
+
+    def _differing(self, found: dict | None) -> list[str]:
+        return [] if found is None else _differing(found.get("arguments", {}), self.arguments)
+
+    def _spare_inputs(self) -> None:
+        """Raises UserError if this run reads a file or folder that it would remove."""
+        going = [entry.resolve() for entry in self._going()]
+        model_going = any(entry.name in files.MODEL_FILES for entry in going)
+        for key, value in self.arguments.items():
+            if key in NEUTRAL or not isinstance(value, str) or not os.path.exists(value):
+                continue
+            path = Path(value).resolve()
+            own_model = key in MODELS and model_going and path == self.folder.resolve()
+            if own_model or any(path.is_relative_to(entry) for entry in going):
+                raise UserError(f"--{_flag(key)} {value} is in --output_dir {self.folder}, whose run this one would replace; "
+                                "give another --output_dir, or move it first")
 
     def _filled(self) -> bool:
         return self.folder.is_dir() and any(entry.name != files.LOCK and not files.is_leftover(entry.name)
                                             for entry in self.folder.iterdir())
 
+    def _going(self) -> list[Path]:
+        """An earlier run's files, by their names: anything else stays, and a model that no run put there."""
+        kept = () if (self.folder / files.RUN).exists() else files.MODEL_FILES
+        entries = self.folder.iterdir() if self.folder.is_dir() else ()
+        return [entry for entry in entries if files.is_ours(entry.name) and entry.name not in kept]
+
     def _clear(self) -> None:
-        """Remove an earlier run's files, by their names: anything else stays, and a model that no run put there."""
-        owner = self.folder / files.RUN
-        kept = () if owner.exists() else files.MODEL_FILES
-        owner.unlink(missing_ok=True)  # first: half a run is nobody's, and never taken for a finished one
-        for entry in self.folder.iterdir():
-            if files.is_ours(entry.name) and entry.name not in kept:
-                files.remove(entry)
+        """Remove an earlier run's files, or move them where they are tickets and this run finds none."""
+        going, aside = self._going(), None
+        if (self.folder / files.TICKETS).exists() and not self._finds_tickets:
+            aside = next(path for path in map(self._aside, itertools.count(1)) if not path.exists())
+            aside.mkdir()
+            print(f"{self.folder}: holds tickets; their run's files are now in {aside}", file=sys.stderr)
+        elif differing := self._differing(read_json(self.folder / files.RUN)):
+            print(f"{self.folder}: the run there is replaced ({', '.join(differing)})", file=sys.stderr)
+        # run.json first: half a run is nobody's, and never taken for a finished one; last what tells that there are tickets
+        for entry in sorted(going, key=lambda entry: (entry.name != files.RUN, entry.name == files.TICKETS)):
+            entry.replace(aside / entry.name) if aside else files.remove(entry)
+
+    def _aside(self, number: int) -> Path:
+        return self.folder / files.REPLACED.format(number=number)
 
     def _sweep(self) -> None:
         """Remove what a process of this run that was killed left half made."""
         for entry in self.folder.iterdir():
-            if files.is_leftover(entry.name) or (self.finished and entry.name.startswith(f"{files.STATE}-")):
+            if files.is_leftover(entry.name) or (self.finished and files.is_state(entry.name)):
                 files.remove(entry)
 
     def _write_owner(self, finished: bool) -> None:
@@ -337,9 +372,15 @@ def read_rows(path: Path) -> list[dict]:
 def _differing(old: dict, new: dict) -> list[str]:
     """The arguments that differ; a flag that is off is like one that an earlier version did not have."""
     keys = sorted((old.keys() | new.keys()) - NEUTRAL)
-    return [f"--{key} {old.get(key)} there, {new.get(key)} here" for key in keys if _given(old, key) != _given(new, key)]
+    return [f"--{_flag(key)} {old.get(key)} there, {new.get(key)} here" for key in keys if _given(old, key) != _given(new, key)]
+
+
+def _flag(argument: str) -> str:
+    return "dir" if argument == "init" else argument
 
 
 def _given(arguments: dict, key: str) -> object:
     value = arguments.get(key)
+    if isinstance(value, str):
+        return os.path.normpath(value)  # "data/" is "data"
     return None if value is False else value

@@ -1,6 +1,7 @@
 """A task's run in its output folder, as the scripts' mains share it: IMP, fine-tuning, or evaluation alone."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from utils import distributed, files, finetune, imp, masks, models, report, seeds
+from utils.errors import UserError
 from utils.report import Journal, say
 from utils.run import Follower, Run
 from utils.training import Recipe, Trainer
@@ -52,10 +54,10 @@ class Evaluator:
 
 
 @contextlib.contextmanager
-def _opened(settings: Settings) -> Iterator[Run | None]:
+def _opened(settings: Settings, finds_tickets: bool) -> Iterator[Run | None]:
     """The run's folder, or None where the run is finished already."""
     s = settings
-    with Run.open(s.output_dir, s.arguments, s.overwrite, s.insist, s.restart) as run:
+    with Run.open(s.output_dir, s.arguments, s.overwrite, s.insist, s.restart, finds_tickets) as run:
         if run.finished:
             say(f"{s.output_dir}: this run is finished; give --overwrite_output_dir to do it anew")
             yield None
@@ -77,13 +79,13 @@ def _trainer(task, model: nn.Module, settings: Settings) -> Trainer:
     return Trainer(model, task, settings.recipe, settings.device, recorded)
 
 
-def run_imp(task, model: nn.Module, tokenizer, policy: imp.Policy, settings: Settings, as_released: bool) -> None:
-    """Find tickets (Algorithm 1) in the output folder and print the table of rounds."""
+def run_imp(task, model: nn.Module, tokenizer, policy: imp.Policy, init: str, settings: Settings, as_released: bool) -> None:
+    """Find tickets (Algorithm 1) in the output folder and print the table of rounds. `init`: what theta_0 is."""
     s, order = settings, _order(task, settings)
-    with _opened(s) as run:
+    with _opened(s, finds_tickets=True) as run:
         if run is None:
             return
-        journal = _journal(run, s, task, "imp", "pre", None)
+        journal = _journal(run, s, task, "imp", init, None)
         trainer = _trainer(task, model, s)
         evaluate = Evaluator(task, model, s, journal) if s.evaluate else (lambda *_: None)
         tickets = imp.Tickets(run, policy, task.name, tokenizer, evaluate, task.score_key, as_released, s.keep_models)
@@ -104,7 +106,7 @@ def run_fine_tuning(task, model: nn.Module, tokenizer, ticket: finetune.Ticket, 
                     total: int, planned: int, save_steps: int, settings: Settings) -> None:
     """Train the subnetwork in the output folder, evaluate it and print its score."""
     s, order = settings, _order(task, settings)
-    with _opened(s) as run:
+    with _opened(s, finds_tickets=False) as run:
         if run is None:
             return
         journal = _journal(run, s, task, "train", init, init_info)
@@ -140,8 +142,11 @@ def run_evaluation(task, model: nn.Module, ticket: finetune.Ticket, init: str, i
     run.folder.mkdir(parents=True, exist_ok=True)
     journal = _journal(run, s, task, "evaluate", init, init_info)
     evaluate = Evaluator(task, model.to(s.device), s, journal)
-    found = files.checkpoints(run.folder) if s.evaluate_checkpoints else []
-    found = [folder for folder in found if (folder / files.MODEL_FILES[0]).exists()]  # --save_total_limit removes models
+    all_found = files.checkpoints(run.folder) if s.evaluate_checkpoints else []
+    found = [folder for folder in all_found if (folder / files.MODEL_FILES[0]).exists()]  # --save_total_limit removes models
+    if all_found and not found:
+        raise UserError(f"--eval_all_checkpoints: no checkpoint in {run.folder} has kept its model (--save_total_limit); "
+                        "leave the flag out to evaluate the model given")
     before = len(run.results())
     for folder in found:
         step = int(folder.name.rpartition("-")[2])
@@ -174,8 +179,13 @@ def load_ticket(model: nn.Module, mask_file: str | None) -> finetune.Ticket:
     """Read the mask file and attach its mask to the model; no file, no mask. Raises UserError naming file and key."""
     if mask_file is None:
         return finetune.Ticket(finetune.describe_mask(None, None, None), None)
-    path = Path(mask_file)
+    path, info = Path(mask_file), models.read_info(Path(mask_file))
     shapes = {name: module.weight.shape for name, module in masks.prunable(model).items()}
     mask = masks.load(path, shapes)
     masks.attach(model, mask)
-    return finetune.Ticket(finetune.describe_mask(path, mask, models.read_info(path)), mask)
+    row = finetune.describe_mask(path, mask, info)
+    if info and info.get("mask_sha256", row["mask_sha256"]) != row["mask_sha256"]:
+        print(f"warning: {path}: the .json beside it tells of another mask; where this one comes from is not known",
+              file=sys.stderr)
+        row["mask_info"] = None
+    return finetune.Ticket(row, mask)

@@ -12,7 +12,7 @@ from utils import distributed, squad_answers, squad_data, squad_json
 from utils.distributed import mine, my_rows, total_array
 from utils.metrics import SCORE
 from utils.models import QuestionAnswerer, encode
-from utils.rows import Batch, Packed, by_length, pack, send
+from utils.rows import Batch, Packed, by_length, checksum, pack, send
 from utils.training import autocast
 
 
@@ -49,6 +49,10 @@ class SquadTask:
     @property
     def train_rows(self) -> int:
         return len(self.train)
+
+    def data_checksum(self) -> str:
+        """Tells the training data from others'."""
+        return checksum(self.train.rows.starts, self.train.rows.ids, self.train.start, self.train.end)
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """Tokens of these training rows, padding counted, int64 [B]."""

@@ -81,6 +81,7 @@ class Watch:
         self._saved_at = time.monotonic()
         self._stop: int | None = None
         self._began_with: str | None = None
+        self._data: str | None = None
         self._handlers = contextlib.ExitStack()
 
     def __enter__(self) -> "Watch":
@@ -155,16 +156,16 @@ class Watch:
         self.flush()
         generators = distributed.gathered(seeds.generator_state())
         self.run.save_state({"round": round_, "step": step, "generators": generators, "began_with": self._began_with,
-                             **self.trainer.state()})
+                             "data": self._data, **self.trainer.state()})
         distributed.wait_for_first()
         self._saved_at = time.monotonic()
 
     def resume(self) -> tuple[int, int] | None:
         """Put the saved state back; the round and step to go on from, or None if there is none.
 
-        To be called before the first step. Raises UserError if the model or its mask is not what the run began with.
+        To be called before the first step. Raises UserError if model, mask or training data are not what the run began with.
         """
-        self._began_with = masks.fingerprint(self.trainer.model)
+        self._began_with, self._data = masks.fingerprint(self.trainer.model), self.trainer.task.data_checksum()
         state = self.run.load_state()
         found = None if state is None else (state["round"], state["step"])
         distributed.check_same(str(found), "checkpoint to go on from")
@@ -173,6 +174,9 @@ class Watch:
         if state.get("began_with", self._began_with) != self._began_with:  # none in checkpoints of earlier versions
             raise UserError(f"{self.run.folder}: this run began with other weights or another mask than the same flags give now; "
                             "put those files (or library versions) back, or give --restart to begin anew")
+        if state.get("data", self._data) != self._data:
+            raise UserError(f"{self.run.folder}: this run began with other training data than the same flags give now; "
+                            "put that data back, or give --restart to begin anew")
         self.trainer.load_state(state)
         generators = state["generators"]
         seeds.set_generator_state(generators[distributed.rank() % len(generators)])
