@@ -177,7 +177,10 @@ def with_one_shot(table: Table):
 
 
 def draw(folder: Path, layout: tables.Layout, as_released: bool) -> dict:
-    """Name -> figure, of those for which there is data. Raises UserError if there are no results."""
+    """Name -> figure, of those for which there is data.
+
+    Raises UserError if there are no results, or those of one task come from two recipes.
+    """
     found = results.read(folder, as_released)
     drawn = {}
     transfer, rewind = tables.figure2(found, layout), tables.figure_rewind(found, layout)
@@ -189,7 +192,7 @@ def draw(folder: Path, layout: tables.Layout, as_released: bool) -> dict:
         drawn["figure_rewind"] = rewindings(rewind)
     if tables.figure_sparsity(found, layout).measured():
         drawn["figure_sparsity"] = sparsities(found, layout.tasks)
-    masks = overlap.find(folder, as_released, found.notices)
+    masks = tables.masks_below(folder, found, layout, as_released)
     *parts, one_shot = overlap.tables(masks, layout.tasks, layout.transfer_percent(), layout.with_paper)
     drawn |= {table.name: shares(table) for table in parts if table.measured()}
     if one_shot.measured():

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments import recipe
+from experiments.recipe import Agreement, Recipe
 from utils import files
 from utils.errors import UserError
 
@@ -18,7 +20,7 @@ STANDARD = "standard"  # pruning without rewinding
 
 @dataclass(frozen=True)
 class Row:
-    """One evaluation at the end of a training or of an IMP round; all but `score` and `where` identify it."""
+    """One evaluation at the end of a training or of an IMP round; the fields before `score` identify it."""
 
     task: str
     method: str  # "train", or "imp" for a round of IMP
@@ -35,10 +37,11 @@ class Row:
     seed: int
     score: float  # percent points
     where: str  # file and line
+    recipe: Recipe  # how it was trained
 
     def key(self) -> tuple:
-        """What no two rows may share unless their scores agree."""
-        return astuple(self)[:-2]
+        """What no two rows of one recipe may share unless their scores agree."""
+        return astuple(self)[:-3]
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,14 @@ class Cell:
 
 
 class Results:
-    """What the runs below one folder scored, and what was odd about their rows."""
+    """What the runs below one folder scored, and what was odd about their rows.
+
+    The scores asked for are averaged and compared: those of one task must come from one recipe.
+    """
 
     def __init__(self, rows: list[Row], notices: list[str]):
         self.rows, self.notices = rows, notices
+        self._agreement = Agreement()
 
     def cell(self, task: str, **wanted) -> Cell | None:
         """The final scores of `task` whose Row fields equal `wanted`: separate trainings if any, else rounds of IMP."""
@@ -71,8 +78,23 @@ class Results:
         return None
 
     def scores(self, task: str, **wanted) -> list[float]:
-        """The scores of the rows of `task` whose fields equal `wanted`."""
-        return [r.score for r in self.rows if r.task == task and all(getattr(r, k) == v for k, v in wanted.items())]
+        """The scores of the rows of `task` whose fields equal `wanted`.
+
+        Raises UserError if one of them was trained by another recipe than a row of `task` asked for now or before.
+        """
+        found = self._matching(task, wanted)
+        for row in found:
+            self._agreement.take(task, row.recipe, row.where)
+        return [row.score for row in found]
+
+    def check_masks(self, task: str) -> None:
+        """Raises UserError if the IMP runs that found the masks of `task`, rewinding to theta_0, differ in recipe."""
+        agreement = Agreement()  # of their own: tickets found by one recipe may be trained by another
+        for row in self._matching(task, {"method": "imp", "rewinding": "0"}):
+            agreement.take(task, row.recipe, row.where)
+
+    def _matching(self, task: str, wanted: dict) -> list[Row]:
+        return [r for r in self.rows if r.task == task and all(getattr(r, k) == v for k, v in wanted.items())]
 
     def full(self, task: str) -> Cell | None:
         """f(x, theta_0): the full network."""
@@ -85,8 +107,7 @@ class Results:
 
     def percents(self, task: str, **wanted) -> list[float]:
         """The sparsities at which `task` has rows whose fields equal `wanted`, ascending."""
-        rows = (r for r in self.rows if r.task == task and all(getattr(r, k) == v for k, v in wanted.items()))
-        return sorted({r.percent for r in rows})
+        return sorted({row.percent for row in self._matching(task, wanted)})
 
 
 def read(folder: Path, as_released: bool = False) -> Results:
@@ -149,7 +170,7 @@ def _row(content: dict, where: str) -> Row:
         init_seed=init.get("seed"), percent=round(100 * content["sparsity"], 1), source=source,
         source_task=mask.get("task"), source_seed=None if source.startswith("omp") else mask.get("seed"),
         rewinding=rewinding_label(found_by), as_released=bool(found_by.get("as_released")), seed=content["seed"],
-        score=float(content["score"]), where=where,
+        score=float(content["score"]), where=where, recipe=recipe.told(content),
     )
 
 
@@ -175,13 +196,15 @@ def rewinding_label(info: dict) -> str:
 
 
 def _consistent(rows: list[Row], notices: list[str]) -> list[Row]:
-    """The rows without repetitions, and without those that contradict each other."""
+    """The rows without repetitions, and without those that contradict each other; all where recipes do, for `scores`."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.key(), []).append(row)
     kept = []
     for group in groups.values():
-        if all(_same(row.score, group[0].score) for row in group):
+        if not all(recipe.agree(row.recipe, group[0].recipe) for row in group):
+            kept += group
+        elif all(_same(row.score, group[0].score) for row in group):
             kept.append(group[0])
         else:
             told = "; ".join(f"{row.score:.2f} in {row.where}" for row in group)

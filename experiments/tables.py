@@ -290,13 +290,25 @@ OVERLAP = "figure_overlap"
 LEGEND = f"Mean ± standard deviation in percent points, number of seeds in brackets; {markup.DASH}: no run."
 
 
+def masks_below(folder: Path, found: Results, layout: Layout, as_released: bool) -> overlap.Masks:
+    """The masks to compare. Raises UserError if the runs below `folder` found those of one task by two recipes."""
+    masks = overlap.find(folder, as_released, found.notices)
+    for task in layout.tasks:
+        if any(mask.source == task for mask in masks.found):
+            found.check_masks(task)
+    return masks
+
+
 def build(folder: Path, layout: Layout, only: list[str] | None, as_released: bool) -> tuple[list[Table], list[str]]:
-    """The tables for which there is data, and what was left out of them. Raises UserError if there are no results."""
+    """The tables for which there is data, and what was left out of them.
+
+    Raises UserError if there are no results, or those of one task come from two recipes.
+    """
     found = results.read(folder, as_released)
     wanted = only or [*BUILDERS, OVERLAP]
     tables = [BUILDERS[name](found, layout) for name in BUILDERS if name in wanted and name != "figure2_paper"]
     if OVERLAP in wanted:
-        masks = overlap.find(folder, as_released, found.notices)
+        masks = masks_below(folder, found, layout, as_released)
         tables += overlap.tables(masks, layout.tasks, layout.transfer_percent(), layout.with_paper)
     tables = [table for table in tables if table.measured()]
     if layout.with_paper and any(table.name == "figure2" for table in tables):

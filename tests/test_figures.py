@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from results_tree import OMP_INFO, mask_info, small_mask, trainings, write_rows
+from results_tree import OMP_INFO, mask_info, row, small_mask, trainings, write_rows
 
 from experiments import figures, overlap, results, tables
 from utils import masks
@@ -95,3 +95,19 @@ def test_without_matplotlib_the_remedy_is_told(tree, monkeypatch):
     monkeypatch.setattr(figures, "matplotlib", None)
     with pytest.raises(UserError, match="pip install -r requirements-figures.txt"):
         figures.main([str(tree)])
+
+
+def test_a_figure_mixes_no_recipes(tmp_path):
+    rows = trainings("rte", [60.0], args={"learning_rate": 2e-5})
+    rows += trainings("rte", [58.0], imp("rte", 0.5), args={"learning_rate": 1e-4})
+    write_rows(tmp_path, rows)
+    with pytest.raises(UserError, match="RTE: --learning_rate is 2e-05 in .* and 0.0001 in"):
+        figures.main([str(tmp_path), "--tasks", "rte"])
+    (tmp_path / "results.jsonl").unlink()
+    for seed, rate in ((1, 2e-5), (2, 1e-4)):  # masks found by two recipes, their tickets trained by one
+        info, folder = mask_info("rte", 0.7, seed), tmp_path / str(seed)
+        write_rows(folder, [row("rte", 60.0, seed), row("rte", 50.0, seed, info),
+                            row("rte", 9.0, seed, info, "imp", args={"learning_rate": rate})])
+        masks.save(small_mask(0.7, seed), folder / "mask.pt", info)
+    with pytest.raises(UserError, match="RTE: --learning_rate"):
+        figures.draw(tmp_path, tables.Layout(("rte",), True, 0.5), False)
