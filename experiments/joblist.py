@@ -17,7 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python experiments/joblist.py` finds utils
 
-from experiments import command
+from experiments import command, flags
+from experiments.flags import Flags
 from utils import files
 from utils.errors import UserError
 
@@ -30,7 +31,7 @@ STOPPED = os.EX_TEMPFAIL  # exit code of a script that was asked to stop: state 
 class Job:
     """One line of a list. `output` is what it leaves behind, `proof` the file that shows it came to its end, if known.
 
-    `paths`: every word of the command as a path, and the folders these lie in.
+    `paths`: every word of the command as a path, and the folders these lie in; `given`: the flags behind the script.
     """
 
     line: int
@@ -39,15 +40,30 @@ class Job:
     output: Path | None
     proof: Path | None
     paths: frozenset[Path]
+    given: Flags
 
-    def finished(self) -> bool:
-        """Whether an earlier run of this command came to its end: run.json says so, or the one file it makes is there."""
+    def ended(self) -> bool:
+        """Whether a run in this place came to its end: run.json says so, or the one file it makes is there."""
         if self.proof is None or self.proof.name != files.RUN:
             return self.proof is not None and self.proof.is_file()
-        try:
-            return json.loads(self.proof.read_text(encoding="utf-8")).get("finished") is True
-        except (OSError, ValueError, AttributeError):
-            return False
+        return _read_object(self.proof).get("finished") is True
+
+    def differing(self) -> list[str]:
+        """The flags of this command that what lies in its place was not made with, and both values."""
+        if self.proof.name != files.RUN:
+            info = self.proof.with_name(self.proof.name + files.MASK_INFO_SUFFIX)
+            return [*flags.differing(self.given, flags.of_file(_read_object(info))).values()]
+        arguments = _read_object(self.proof).get("arguments")
+        found = flags.differing(self.given, arguments if isinstance(arguments, dict) else {})
+        if not found:
+            return []
+        from utils.run import NEUTRAL  # here, as it takes seconds: it brings torch
+
+        return [told for name, told in found.items() if name not in NEUTRAL]
+
+    def finished(self) -> bool:
+        """Whether an earlier run of this very command came to its end."""
+        return self.ended() and not self.differing()
 
     def needs(self, other: "Job") -> bool:
         """Whether a word of this command is, or lies in, the output of `other`."""
@@ -91,7 +107,16 @@ def _job(path: Path, number: int, stage: int, text: str) -> Job:
     elif "--output" in following:
         output = proof = Path(following["--output"])
     paths = frozenset(place for word in words for place in (Path(word), *Path(word).parents))
-    return Job(number, stage, text, output, proof, paths)
+    return Job(number, stage, text, output, proof, paths, flags.given(words))
+
+
+def _read_object(path: Path) -> dict:
+    """The JSON object in a file; empty if there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class Runner:
@@ -132,11 +157,14 @@ class Runner:
     def _end_of(self, job: Job) -> tuple[str, str]:
         if job.finished():
             return "skipped", " (finished before)"
+        if job.ended() and job.proof.name != files.RUN:  # its script would overwrite what others may have been made with
+            told = ", ".join(job.differing())
+            return "failed", f" (made with other arguments: {told}; remove it or give another place)"
         missing = [other for other in self.jobs if other.line < job.line and job.needs(other) and not other.finished()]
         if missing:
             return "not started", f" (needs {missing[0].output}, line {missing[0].line}, which is not finished)"
         code, log = self._call(job)
-        if code == 0 and job.output and not job.finished():
+        if code == 0 and job.output and not job.ended():
             return "failed", f" (ended well, but {job.output} is not finished; see {log})"
         if code == STOPPED or (code and self._stopped):
             return "stopped", " (the same list goes on from here)"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import flags as flag_words
 from experiments import joblist, paper, plan
 from utils.errors import UserError
 
@@ -133,7 +134,9 @@ def test_the_scripts_take_every_command(monkeypatch):
                     seen.setdefault(kind, words)
     for words in seen.values():
         monkeypatch.setattr(sys, "argv", words)
-        importlib.import_module(words[0].removesuffix(".py")).parse_args()
+        arguments = vars(importlib.import_module(words[0].removesuffix(".py")).parse_args())
+        assert {name for name, _ in flag_words.given(words)} <= arguments.keys()
+        assert flag_words.differing(flag_words.given(words), arguments) == {}
     assert {kind[0] for kind in seen} == {"LT_glue.py", "LT_pretrain.py", "squad_trans.py", "glue_trans.py",
                                           "pretrain_trans.py", "oneshot.py", "pertub_weight.py"}
 
@@ -265,12 +268,88 @@ def test_run_local_names_a_list_that_is_not_there(workplace):
 
 
 def test_finished_is_read_from_run_json(workplace):
-    [job] = joblist.read(write_list(workplace, "python train.py --output_dir o/mask-0.5"))
+    [job] = joblist.read(write_list(workplace, "python train.py --output_dir o/mask-0.5 --seed 1"))
     assert not job.finished()
     (workplace / "o" / "mask-0.5").mkdir(parents=True)
     for text, verdict in (("{", False), ("[]", False), (json.dumps({"finished": True}), True)):
         (workplace / "o" / "mask-0.5" / "run.json").write_text(text)
         assert job.finished() is verdict
+
+
+RECORDED = {"init": "pre", "learning_rate": 2e-5, "max_steps": 9, "seed": 1, "model_name_or_path": "a/bert", "bf16": True,
+            "compile": False, "sparsities": [0.1, 0.25], "mask_dir": None, "threads": 4, "output_dir": "elsewhere"}
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    ("", None), ("--dir pre --learning_rate 2e-5 --max_steps=9 --bf16 --sparsities .1 0.25 --no_compile", None),
+    ("--seed 2 --seed 1", None), ("--seed 01 > log 2>&1", None), ("--seed 1 && echo --seed 2", None),
+    ("--seed $SEED --model_name_or_path ~/bert", None), ("--threads 2 --overwrite_cache", None), ("--unheard 3", None),
+    ("--dir rand", "--init pre there, rand here"), ("--learning_rate 2e-4", "--learning_rate 2e-05 there, 2e-4 here"),
+    ("--max_steps=-1", "--max_steps 9 there, -1 here"), ("--seed 1 --seed 2", "--seed 1 there, 2 here"),
+    ("--seed", "--seed 1 there, True here"), ("--dir=rand", "--init pre there, rand here"),
+    ("--seed x", "--seed 1 there, x here"), ("--model_name_or_path b/bert", "--model_name_or_path a/bert there, b/bert"),
+    ("--compile", "--compile False there, True here"), ("--bf16 --compile --no_compile --seed 3", "--seed 1 there, 3"),
+    ("--sparsities 0.1 0.3", "--sparsities [0.1, 0.25] there, 0.1 0.3 here"), ("--sparsities 0.1", "--sparsities"),
+    ("--mask_dir m", "--mask_dir None there, m here")])
+def test_finished_is_only_what_was_run_with_the_flags_of_the_command(workplace, words, told):
+    [job] = joblist.read(write_list(workplace, f"python -u train.py --output_dir o/a {words}"))
+    (workplace / "o" / "a").mkdir(parents=True)
+    for finished in (True, False):
+        (workplace / "o" / "a" / "run.json").write_text(json.dumps({"arguments": RECORDED, "finished": finished}))
+        assert job.finished() is (finished and told is None)
+    assert [text[: len(told or "")] for text in job.differing()] == ([told] if told else [])
+
+
+def test_flags_are_those_behind_the_script():
+    words = shlex.split("SEED=3 torchrun --nproc_per_node 2 --seed 9 train.py --mask_dir=a=b --local-rank 0 --bf16")
+    assert flag_words.given(words) == (("mask_dir", ("a=b",)), ("local_rank", ("0",)), ("bf16", ()))
+    assert flag_words.given(["make", "--seed", "1"]) == ()
+
+
+def test_a_folder_with_a_run_of_other_arguments_is_left_to_the_script_to_refuse(workplace, capfd):
+    (workplace / "train.py").write_text(STUB + "sys.exit('holds a run with other arguments' if '--data' in sys.argv else 0)")
+    (workplace / "o" / "a").mkdir(parents=True)
+    recorded = {"arguments": {"data": "data1"}, "finished": True}
+    (workplace / "o" / "a" / "run.json").write_text(json.dumps(recorded))
+    path = write_list(workplace, "python train.py --output_dir o/a --data data2", "# stage 2",
+                      "python train.py --output_dir o/b --mask o/a/mask.pt")
+    assert joblist.main([str(path), "--stage", "2"]) == 1  # the mask of other data is not what o/b needs
+    assert "line 3 not started: o/b (needs o/a, line 1, which is not finished)" in capfd.readouterr().out
+    assert joblist.main([str(path), "--stage", "1"]) == 1
+    assert "line 1 failed" in capfd.readouterr().out and order(workplace) == ["a"]
+    assert "holds a run with other arguments" in (workplace / "list.txt.logs" / "0001.log").read_text()
+
+
+OMP = {"method": "omp", "weight": "pre", "seed": 42, "model": "a/bert", "sparsity": 0.70004}
+NOISE = {"mode": "noise", "sigma": 0.02, "seed": 1, "model": "a/bert"}
+
+
+@pytest.mark.parametrize(("info", "words", "told"), [
+    (OMP, "oneshot.py --model glue --rate 0.7 --method magnitude --seed 0 --model_name_or_path a/bert", None),
+    (OMP, "oneshot.py --rate 0.71", "--rate 0.70004 there, 0.71 here"),
+    (OMP, "oneshot.py --method random", "--method magnitude there, random here"),
+    (OMP, "oneshot.py --model_name_or_path b/bert", "--model_name_or_path a/bert there, b/bert here"),
+    (OMP | {"weight": "rand"}, "oneshot.py --seed 1", "--seed 42 there, 1 here"),
+    (OMP | {"method": "random"}, "oneshot.py --seed 1", "--seed 42 there, 1 here"),
+    (None, "oneshot.py --rate 0.7", None),
+    (NOISE, "pertub_weight.py --mode noise --seed 1 --sigma 2e-2 --model_name_or_path a/bert", None),
+    (NOISE, "pertub_weight.py --mode layers", "--mode noise there, layers here"),
+    (NOISE, "pertub_weight.py --sigma 0.1", "--sigma 0.02 there, 0.1 here")])
+def test_a_mask_or_weights_made_otherwise_are_neither_taken_nor_overwritten(workplace, capfd, info, words, told):
+    place = workplace / "o" / "mask.pt"
+    place.parent.mkdir()
+    place.write_text("")
+    if info:
+        place.with_name("mask.pt.json").write_text(json.dumps(info))
+    where = "--output_dir o" if words.startswith("oneshot") else "--output o/mask.pt"
+    path = write_list(workplace, f"python {words} {where}", "# stage 2",
+                      "python train.py --mask o/mask.pt --output_dir p")
+    assert joblist.main([str(path)]) == (1 if told else 0)
+    shown = capfd.readouterr().out
+    if told:
+        assert f"made with other arguments: {told}; remove it or give another place" in shown and "1 not started" in shown
+    else:
+        assert "line 1 skipped" in shown and order(workplace) == ["p"]
 
 
 def stand_in(folder: Path, name: str, body: str) -> None:
