@@ -85,11 +85,12 @@ class Masks:
 def find(folder: Path, as_released: bool, notices: list[str]) -> Masks:
     """The IMP masks that rewound to theta_0, and the one-shot masks of theta_0, below `folder`.
 
-    Two different masks of one task, sparsity and seed are both left out and told in `notices`.
+    Two different masks of one task, sparsity and seed are both left out and told in `notices`, and so is a mask whose
+    file does not tell what it is.
     """
     groups: dict[tuple, list[Found]] = {}
     for path in sorted(Path(folder).rglob(f"*.pt{files.MASK_INFO_SUFFIX}")):
-        mask = _found(path, as_released)
+        mask = _found(path, as_released, notices)
         if mask:
             groups.setdefault((mask.source, mask.percent, mask.seed), []).append(mask)
     kept = []
@@ -102,7 +103,7 @@ def find(folder: Path, as_released: bool, notices: list[str]) -> Masks:
     return Masks(kept)
 
 
-def _found(path: Path, as_released: bool) -> Found | None:
+def _found(path: Path, as_released: bool, notices: list[str]) -> Found | None:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -110,12 +111,27 @@ def _found(path: Path, as_released: bool) -> Found | None:
     mask = path.with_name(path.name.removesuffix(files.MASK_INFO_SUFFIX))
     if not isinstance(info, dict) or "mask_sha256" not in info or not mask.is_file():
         return None
+    wrong = _wrong(info)
+    if wrong:
+        notices.append(f"{path}: {wrong}; left out")
+        return None
     percent, sha256 = round(100 * info["sparsity"], 1), info["mask_sha256"]
     if info.get("method") == "omp" and info.get("weight", "pre") == "pre":
         return Found(mask, paper.OMP, percent, None, sha256)
     wanted = info.get("method") == "imp" and bool(info.get("as_released")) == as_released
     if wanted and rewinding_label(info) == "0":
         return Found(mask, info["task"], percent, info.get("seed"), sha256)
+    return None
+
+
+def _wrong(info: dict) -> str | None:
+    """What is absent or of another kind than a mask's file says it, None if nothing."""
+    kinds = {"mask_sha256": str, "sparsity": int | float}
+    if info.get("method") == "imp":
+        kinds |= {"task": str, "seed": int | None, "rewind_fraction": int | float | None}
+    for key, kind in kinds.items():
+        if not isinstance(info.get(key), kind):
+            return f"{key!r} is {info[key]!r}" if key in info else f"no {key!r}"
     return None
 
 

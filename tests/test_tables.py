@@ -1,6 +1,7 @@
 """Tables from synthetic results: every number in a cell is worked out by hand here."""
 
 import csv
+import json
 import shutil
 import subprocess
 import sys
@@ -268,6 +269,29 @@ def test_two_masks_of_one_name_are_told(tmp_path):
         save_mask(tmp_path / place, small_mask(0.7, seed), mask_info("rte", 0.7, 5))
     found = overlap.find(tmp_path, False, notices := [])
     assert found.found == [] and "different masks of rte, 70 %, seed 5" in notices[0]
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"sparsity": None}, "'sparsity' is None"), ({"sparsity": "0.7"}, "'sparsity' is '0.7'"), ({"task": 3}, "'task' is 3"),
+    ({"mask_sha256": [1]}, "'mask_sha256' is [1]"), ({"seed": []}, "'seed' is []"),
+    ({"rewind_fraction": "x"}, "'rewind_fraction' is 'x'"), ("sparsity", "no 'sparsity'"), ("task", "no 'task'")])
+def test_a_mask_whose_file_does_not_tell_what_it_is_is_left_out_and_told(tmp_path, changes, told):
+    for seed in (1, 2):
+        save_mask(tmp_path / str(seed), small_mask(0.7, seed), mask_info("rte", 0.7, seed))
+    path = tmp_path / "2" / "mask.pt.json"
+    info = json.loads(path.read_text())
+    changed = {k: v for k, v in info.items() if k != changes} if isinstance(changes, str) else info | changes
+    path.write_text(json.dumps(changed))
+    found = overlap.find(tmp_path, False, notices := [])
+    assert [mask.seed for mask in found.found] == [1] and notices == [f"{path}: {told}; left out"]
+
+
+def test_a_mask_without_its_sparsity_ends_no_table(stsb):
+    save_mask(stsb / "mask", small_mask(0.7, 1), mask_info("sts-b", 0.7, 1))
+    path = stsb / "mask" / "mask.pt.json"
+    path.write_text(json.dumps({"mask_sha256": json.loads(path.read_text())["mask_sha256"]}))
+    done = run(str(stsb), "--tasks", "sts-b")
+    assert done.returncode == 0 and done.stderr.startswith(f"warning: {path}: no 'sparsity'; left out\n")
 
 
 def test_masks_of_two_models_cannot_be_compared(tmp_path):
