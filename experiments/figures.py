@@ -101,7 +101,7 @@ def shares(table: Table):
 
 def sparsities(found: Results, tasks: tuple[str, ...]):
     """Score against sparsity, one panel a task: curves with their standard deviations, the full network's as a band."""
-    measured = [task for task in tasks if found.full(task) and any(row.source for row in found.rows if row.task == task)]
+    measured = [task for task in tasks if any(row.source for row in found.rows if row.task == task)]
     columns = min(3, len(measured))
     rows = -(-len(measured) // columns)
     figure, axes = _subplots(rows, columns, min(WIDTH, 2.6 * columns + 0.4), 0.5 + 2.0 * rows)
@@ -122,8 +122,9 @@ def _legend(figure, place: str, columns: int = 1) -> None:
 
 def _score_panel(axes, found: Results, task: str) -> None:
     full = found.full(task)
-    axes.axhline(full.mean, color="#000000", linewidth=0.8, label="full network")
-    if full.std is not None:
+    if full:
+        axes.axhline(full.mean, color="#000000", linewidth=0.8, label="full network")
+    if full and full.std is not None:
         axes.axhspan(full.mean - full.std, full.mean + full.std, color="#000000", alpha=0.12, linewidth=0)
     for label, wanted in tables.curves(task).items():
         percents = [p for p in found.percents(task, **wanted) if p]

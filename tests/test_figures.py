@@ -64,6 +64,13 @@ def test_curves_go_through_the_means(tree, layout):
     assert figure.axes[0].lines[0].get_ydata()[0] == 81.0  # the full network
 
 
+def test_curves_without_a_full_network(tmp_path):
+    write_rows(tmp_path, trainings("rte", [58.0], imp("rte", 0.7)))
+    drawn = figures.draw(tmp_path, tables.Layout(("sts-b", "rte"), True, None), False)
+    [axes] = drawn["figure_sparsity"].axes
+    assert [list(zip(*line.get_data(), strict=True)) for line in axes.lines if line.get_marker() == "o"] == [[(70.0, 58.0)]]
+
+
 def test_overlap_shows_each_pair(tree, layout):
     found = overlap.find(tree, False, [])
     whole, *_, with_omp = overlap.tables(found, layout.tasks, 70.0, True)
