@@ -102,7 +102,10 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_training_flags(parser: argparse.ArgumentParser, batch: int, rate: float, epochs: float, save_steps: str) -> None:
-    """Table 1, with the task's own batch size, learning rate and epochs as defaults; `save_steps` explains that flag."""
+    """Table 1, with the task's own batch size, learning rate and epochs as defaults (SQuAD: the released commands' epochs).
+
+    `save_steps` explains that flag.
+    """
     add = parser.add_argument
     add("--do_train", action="store_true", help="train")
     add("--do_eval", action="store_true", help="evaluate: the trained model, or without --do_train the model given")
