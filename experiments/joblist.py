@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import os
 import shlex
 import signal
@@ -46,14 +45,14 @@ class Job:
         """Whether a run in this place came to its end: run.json says so, or the one file it makes is there."""
         if self.proof is None or self.proof.name != files.RUN:
             return self.proof is not None and self.proof.is_file()
-        return _read_object(self.proof).get("finished") is True
+        return (files.read_json(self.proof) or {}).get("finished") is True
 
     def differing(self) -> list[str]:
         """The flags of this command that what lies in its place was not made with, and both values."""
         if self.proof.name != files.RUN:
             info = self.proof.with_name(self.proof.name + files.MASK_INFO_SUFFIX)
-            return [*flags.differing(self.given, flags.of_file(_read_object(info))).values()]
-        arguments = _read_object(self.proof).get("arguments")
+            return [*flags.differing(self.given, flags.of_file(files.read_json(info) or {})).values()]
+        arguments = (files.read_json(self.proof) or {}).get("arguments")
         found = flags.differing(self.given, arguments if isinstance(arguments, dict) else {})
         if not found:
             return []
@@ -108,15 +107,6 @@ def _job(path: Path, number: int, stage: int, text: str) -> Job:
         output = proof = Path(following["--output"])
     paths = frozenset(place for word in words for place in (Path(word), *Path(word).parents))
     return Job(number, stage, text, output, proof, paths, flags.given(words))
-
-
-def _read_object(path: Path) -> dict:
-    """The JSON object in a file; empty if there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 class Runner:

@@ -18,7 +18,7 @@ import pytest
 import tiny
 import torch
 
-from utils import cache, files, run, seeds, text, text_cache
+from utils import cache, files, run, seeds, states, text, text_cache
 from utils.errors import UserError
 from utils.glue import GlueTask
 from utils.training import Trainer
@@ -188,7 +188,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on(place, disk,
     ended = imp(place, out)
     stopped_by_the_disk(ended, out, "No space left on device")
     assert newest(out) != state or state.read_bytes() == content
-    assert run.State.of(newest(out)).intact()
+    assert states.State.of(newest(out)).intact()
     (disk / "filler").unlink()
     ended = imp(place, out)
     assert ended.code == 0 and ended.errors() == [], ended.err
@@ -208,7 +208,7 @@ def test_a_disk_that_takes_only_part_of_a_file(place, tmp_path, at_step, monkeyp
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     stopped_by_the_disk(ended, out, "File too large")
-    assert newest(out) == state and run.State.of(state).intact()
+    assert newest(out) == state and states.State.of(state).intact()
     assert imp(place, out).code == 0
     assert outcome(out) == undisturbed
 
@@ -461,7 +461,7 @@ def test_a_folder_that_goes_under_a_running_job_ends_it_and_is_not_half_remade(p
     if how != "removed":
         shutil.rmtree(out, ignore_errors=True)
         other.rename(out)
-        assert run.State.of(newest(out)).intact()
+        assert states.State.of(newest(out)).intact()
     assert imp(place, out).code == 0
     assert outcome(out) == undisturbed
 
@@ -526,7 +526,7 @@ def test_what_is_no_number_stops_at_once_and_keeps_the_last_good_checkpoint(plac
     assert ended.code == 2 and len(losses) == 6
     assert f"{told} at step 2 of round 2 (training rows {', '.join(map(str, rows))})" in line
     assert "--learning_rate" in line and "the last good checkpoint is kept" in line
-    assert newest(out).name.startswith("state-1-1-") and run.State.of(newest(out)).intact()
+    assert newest(out).name.startswith("state-1-1-") and states.State.of(newest(out)).intact()
     assert imp(place, out).code == 0
     assert outcome(out) == undisturbed
 

@@ -1,4 +1,4 @@
-"""Names of every file a run leaves behind, and writing them whole or not at all."""
+"""Names of every file a run leaves behind, and reading and writing them whole or not at all."""
 
 import contextlib
 import hashlib
@@ -141,6 +141,16 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict | None:
+    """The object in a JSON file, None if there is no such file or it is damaged."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def write_json(path: str | os.PathLike, value) -> None:

@@ -11,7 +11,7 @@ import torch
 from utils import distributed, files, masks, models, report, seeds
 from utils.errors import UserError
 from utils.optim import linear_schedule
-from utils.run import Run, read_json
+from utils.run import Run
 from utils.training import Plan, Recipe, Trainer
 from utils.watch import Watch
 
@@ -146,7 +146,7 @@ class Tickets:
                  as_released: bool, keep_models: int | None):
         self.run, self.policy, self.tokenizer, self.evaluate = run, policy, tokenizer, evaluate
         self.task, self.score_key, self.as_released, self.keep_models = task, score_key, as_released, keep_models
-        self.entries = (read_json(run.folder / files.TICKETS) or {}).get("tickets", [])
+        self.entries = (files.read_json(run.folder / files.TICKETS) or {}).get("tickets", [])
         self._began = time.monotonic()
 
     def begin(self, round_: int) -> None:
@@ -240,7 +240,7 @@ def trained_mask(folder: Path, checkpoint: Path) -> dict | None:
 
     None if `folder` has no index: it is no IMP run's.
     """
-    entries = (read_json(folder / files.TICKETS) or {}).get("tickets")
+    entries = (files.read_json(folder / files.TICKETS) or {}).get("tickets")
     if entries is None:
         return None
     row = {"sparsity": 0.0, "mask": None, "mask_sha256": None, "mask_info": None}
@@ -249,5 +249,5 @@ def trained_mask(folder: Path, checkpoint: Path) -> dict | None:
         if int(path.parent.name.rpartition("-")[2]) >= int(checkpoint.name.rpartition("-")[2]):
             break
         row = {"sparsity": entry["sparsity"], "mask": str(path), "mask_sha256": entry["mask_sha256"],
-               "mask_info": read_json(masks.info_path(path))}
+               "mask_info": files.read_json(masks.info_path(path))}
     return row

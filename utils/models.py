@@ -20,7 +20,6 @@ from transformers.utils import logging as hf_logging
 from utils import files, masks, ticket_format
 from utils.errors import UserError
 from utils.rows import Packed
-from utils.run import read_json
 
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
@@ -279,7 +278,7 @@ def match_names(weights: dict[str, torch.Tensor], like: dict[str, torch.Tensor])
 def read_info(path: Path) -> dict | None:
     """What the file beside a mask or weight file tells of its origin; None where there is none."""
     path = Path(path)
-    return read_json(masks.info_path(path / ticket_format.PACKED_MASK if path.is_dir() else path))
+    return files.read_json(masks.info_path(path / ticket_format.PACKED_MASK if path.is_dir() else path))
 
 
 def perturb(model: nn.Module, path: str | None, init: str) -> tuple[str, dict | None]:

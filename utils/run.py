@@ -1,7 +1,6 @@
-"""The output folder of one run: who owns it, its results, its checkpoint to resume from."""
+"""The output folder of one run: who owns it, what becomes of what lies there, its results."""
 
 import contextlib
-import errno
 import fcntl
 import itertools
 import json
@@ -9,12 +8,10 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
 from tqdm import tqdm
 
-from utils import distributed, files
+from utils import distributed, files, states
 from utils.errors import UserError
 
 # Arguments that may change between a run and its continuation: they change no result.
@@ -22,38 +19,6 @@ NEUTRAL = {"overwrite_output_dir", "should_continue", "restart", "overwrite_cach
            "checkpoint_minutes", "local_rank", "verbose_logging", "save_total_limit", "output_dir"}
 MODELS = ("model_name_or_path", "config_name", "tokenizer_name")  # arguments that may name a model's folder
 RESUME_EXIT_CODE = 75  # "temporary failure" of sysexits.h: stopped by a signal, state saved, run the command again
-
-
-class State(NamedTuple):
-    """A checkpoint to resume from, by its file name; sorts by its place in the run."""
-
-    round: int
-    step: int
-    digest: str  # the first 16 hex digits of the file's sha256
-    path: Path
-
-    @classmethod
-    def of(cls, path: Path) -> "State | None":
-        """The checkpoint at `path`, None if the name is not one's."""
-        parts = path.stem.split("-")[1:]
-        if [part.isdecimal() for part in parts[:2]] != [True, True] or [len(part) for part in parts[2:]] != [16]:
-            return None
-        return cls(int(parts[0]), int(parts[1]), parts[2], path)
-
-    def intact(self) -> bool:
-        """Whether the file holds what was written."""
-        try:
-            return files.sha256(self.path).startswith(self.digest)
-        except OSError:
-            return False
-
-    def load(self) -> dict:
-        """What was saved. Raises UserError if the file holds anything but tensors and plain values, without running it."""
-        try:
-            return torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds
-            raise UserError(f"{self.path}: not a checkpoint that this program wrote; remove it and run the command again"
-                            ) from error
 
 
 class Run:
@@ -129,7 +94,7 @@ class Run:
     def _decide(self, overwrite: bool, insist: bool, restart: bool) -> str:
         """What to do with the folder: it is "finished", to "continue", or to "replace". Raises UserError."""
         owner = self.folder / files.RUN
-        found = read_json(owner)
+        found = files.read_json(owner)
         if found is None and owner.exists() and not (restart and overwrite):
             raise UserError(f"{owner}: damaged, so whose run this is cannot be told; give --restart and "
                             "--overwrite_output_dir to replace it, or another folder")
@@ -138,7 +103,7 @@ class Run:
         if ours and found.get("finished") and not overwrite and not restart:
             return "finished"
         unfinished = ours and not found.get("finished")
-        if insist and not (unfinished and self._states()):
+        if insist and not (unfinished and states.found(self.folder)):
             raise UserError(f"--should_continue: {self.folder} holds no checkpoint of this command to go on from")
         if unfinished and not restart:
             return "continue"
@@ -182,7 +147,7 @@ class Run:
             aside = next(path for path in map(self._aside, itertools.count(1)) if not path.exists())
             aside.mkdir()
             print(f"{self.folder}: holds tickets; their run's files are now in {aside}", file=sys.stderr)
-        elif differing := self._differing(read_json(self.folder / files.RUN)):
+        elif differing := self._differing(files.read_json(self.folder / files.RUN)):
             print(f"{self.folder}: the run there is replaced ({', '.join(differing)})", file=sys.stderr)
         # run.json first: half a run is nobody's, and never taken for a finished one; last what tells that there are tickets
         for entry in sorted(going, key=lambda entry: (entry.name != files.RUN, entry.name == files.TICKETS)):
@@ -249,38 +214,15 @@ class Run:
         return read_rows(self.folder / files.RESULTS)
 
     def save_state(self, state: dict) -> None:
-        """Keep `state` to resume from. It is whole and read back before older ones go; one of them stays to fall back on.
-
-        Raises OSError if the disk does not take it; the older ones stay then.
-        """
+        """Keep `state` to resume from, with how far the results were. Raises OSError if the disk does not take it."""
         self.check_held()
         results = self.folder / files.RESULTS
         size = results.stat().st_size if results.exists() else 0
-        new = self.folder / f"{files.STATE}-new.pt"
-        with files.written_whole(new) as temporary, files.streamed(temporary) as stream:
-            torch.save({**state, "results_bytes": size, "seconds": self.seconds()}, stream)
-        digest = stream.sha256.hexdigest()
-        if files.sha256(new) != digest:
-            raise OSError(errno.EIO, "the disk does not give back what was written", str(new))
-        path = self.folder / f"{files.STATE}-{state['round']}-{state['step']}-{digest[:16]}.pt"
-        os.replace(new, path)
-        for other in self._beside(State.of(path)):
-            other.path.unlink()
-
-    def _beside(self, new: State) -> list[State]:
-        """The older states that `new` makes superfluous: all but the start of its round, or the last of the round before."""
-        others = [state for state in self._states() if state.path != new.path]
-        same = [state for state in others if new.round and state.round == new.round]
-        kept = same[:1] or [state for state in others if state.round < new.round][-1:]
-        return [state for state in others if state not in kept]
-
-    def _states(self) -> list[State]:
-        """The checkpoints in the folder, in their order in the run."""
-        return sorted(filter(None, map(State.of, self.folder.glob(f"{files.STATE}-*.pt"))))
+        states.save(self.folder, {**state, "results_bytes": size, "seconds": self.seconds()})
 
     def load_state(self) -> dict | None:
         """The last intact state, or None for a run from the start; evaluations after it are taken back."""
-        for at in reversed(self._states()):
+        for at in reversed(states.found(self.folder)):
             if at.intact():
                 state = at.load()
                 self._take_back_results(state["results_bytes"])
@@ -325,16 +267,6 @@ class Follower(Run):
 
     def _take_back_results(self, size: int) -> None:
         pass
-
-
-def read_json(path: Path) -> dict | None:
-    """The object in a JSON file, None if there is no such file or it is damaged."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def append_row(path: Path, row: dict) -> None:
