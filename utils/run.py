@@ -108,7 +108,7 @@ class Run:
         if unfinished and not restart:
             return "continue"
         if self._filled() and not overwrite and not (unfinished and restart):
-            why = f"holds a run with other arguments ({', '.join(differing)})" if differing else "is not empty"
+            why = f"holds a run with other arguments ({_few(differing)})" if differing else "is not empty"
             raise UserError(f"--output_dir {self.folder} {why}; give --overwrite_output_dir to replace it, "
                             "or another folder")
         self._spare_inputs()
@@ -148,7 +148,7 @@ class Run:
             aside.mkdir()
             print(f"{self.folder}: holds tickets; their run's files are now in {aside}", file=sys.stderr)
         elif differing := self._differing(files.read_json(self.folder / files.RUN)):
-            print(f"{self.folder}: the run there is replaced ({', '.join(differing)})", file=sys.stderr)
+            print(f"{self.folder}: the run there is replaced ({_few(differing)})", file=sys.stderr)
         # run.json first: half a run is nobody's, and never taken for a finished one; last what tells that there are tickets
         for entry in sorted(going, key=lambda entry: (entry.name != files.RUN, entry.name == files.TICKETS)):
             entry.replace(aside / entry.name) if aside else files.remove(entry)
@@ -305,6 +305,11 @@ def _differing(old: dict, new: dict) -> list[str]:
     """The arguments that differ; a flag that is off is like one that an earlier version did not have."""
     keys = sorted((old.keys() | new.keys()) - NEUTRAL)
     return [f"--{_flag(key)} {old.get(key)} there, {new.get(key)} here" for key in keys if _given(old, key) != _given(new, key)]
+
+
+def _few(told: list[str]) -> str:
+    """The first four, and how many more: a run of another script differs in many."""
+    return ", ".join(told[:4]) + (f" and {len(told) - 4} more" if len(told) > 4 else "")
 
 
 def _flag(argument: str) -> str:
