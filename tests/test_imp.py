@@ -454,6 +454,27 @@ def test_masks_move_between_tasks_and_scripts(place, ten_rounds, tmp_path):
         assert masks.digest(masks.load(path, shapes)) == row["mask_sha256"]
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_named_as_in_the_hub_s_files_of_2018_all_load(tmp_path, file):
+    bert = tiny.bert(tmp_path / "bert")
+    weights = {name: torch.randn_like(value) for name, value in load_file(bert / "model.safetensors").items()}
+    # bert-base-uncased's: these names, a decoder that is the embeddings and has no bias of its own
+    old = {name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
+           for name, value in weights.items()}
+    (bert / "model.safetensors").unlink()
+    save_file(old, bert / file, metadata={"format": "pt"}) if file.endswith("safetensors") else torch.save(old, bert / file)
+    for cls in (models.SequenceClassifier, models.QuestionAnswerer, models.MaskedLanguageModel):
+        state = models.load_model(cls, str(bert), models.load_config(str(bert)), 1).state_dict()
+        drawn = {name for name in state if not torch.equal(state[name], weights.get(name, torch.empty(0)))}
+        assert sum(name.startswith("bert.") for name in state) == sum(name.startswith("bert.") for name in weights)
+        if cls is models.MaskedLanguageModel:
+            assert drawn == {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
+            assert torch.equal(state["cls.predictions.decoder.weight"], weights["bert.embeddings.word_embeddings.weight"])
+            assert torch.equal(state["cls.predictions.decoder.bias"], weights["cls.predictions.bias"])
+        else:
+            assert {name.partition(".")[0] for name in drawn} == {cls.head[0].rstrip(".")}
+
+
 # ---- evaluation alone
 
 
