@@ -240,6 +240,39 @@ def test_compiled_layers_compute_the_same_dropout_included_and_share_one_graph(p
         assert plain.keys() == same.keys() and all(torch.equal(same[key], value) for key, value in plain.items())
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_layers_hand_out_hidden_states_and_no_weights(place, precision):
+    torch.compiler.reset()
+    task, graphs = read(place, "MRPC"), []
+    model = network(place, task)
+    models.compile_layers(model, counting(graphs))
+    trainer = Trainer(model, task, Recipe(1e-2, 9, precision=precision), CPU)
+    trainer.step([np.arange(6)], 1e-2, (1, 0, 0))
+    handed_out = [node.meta["example_value"].shape for node in graphs[0].graph.output_node().args[0]]
+    assert len(handed_out) == 1 and handed_out[0][0] == 1 and handed_out[0][-1] == model.config.hidden_size
+    assert {value.dtype for name, value in model.named_buffers() if name.endswith("_mask")} == {torch.bool}
+
+
+def test_a_model_with_compiled_layers_is_the_same_to_checkpoints_and_masks(place):
+    task = read(place, "MRPC")
+    plain, compiled = network(place, task), network(place, task)
+    models.compile_layers(compiled, counting([]))
+    assert masks.fingerprint(compiled) == masks.fingerprint(plain)
+    found = masks.current(compiled)
+    assert masks.digest(found) == masks.digest(masks.current(plain))
+    masks.prune_to(compiled, 0.6)
+    masks.prune_to(plain, 0.6)
+    assert masks.sparsity(found) == pytest.approx(0.3, abs=1e-4)  # a copy: what was taken before stays
+    fresh = network(place, task)
+    models.compile_layers(fresh, counting([]))
+    for state in (plain.state_dict(), compiled.state_dict()):
+        masks.assign(fresh, masks.random({n: m.weight_mask.shape for n, m in masks.prunable(fresh).items()}, 0.9, 1))
+        fresh.load_state_dict(state)
+        assert masks.digest(masks.current(fresh)) == masks.digest(masks.current(plain))
+    dense = [masks.dense_state(model) for model in (plain, compiled)]
+    assert dense[0].keys() == dense[1].keys() and all(torch.equal(dense[1][name], value) for name, value in dense[0].items())
+
+
 def imp(place, out, *more):
     return launch.done("LT_glue.py", "--output_dir", out, "--task_name", "MRPC", "--data_dir", place / "MRPC", "--do_train",
                        "--do_eval", "--do_lower_case", "--max_seq_length", 48, "--model_name_or_path", place / "bert",

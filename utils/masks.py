@@ -42,9 +42,25 @@ def attach(model: nn.Module, mask: Mask | None = None) -> None:
         prune.custom_from_mask(module, "weight", keep)
 
 
+def keep_within_graphs(model: nn.Module) -> None:
+    """What an attached mask needs for compiled layers to work with the weights at their least: fewer bytes, same products.
+
+    `weight`, the product, is forgotten after use: a graph would hand it out in float32, and take a gradient of zeros for
+    it. The mask becomes one of bools, a byte a weight instead of four.
+    """
+    for module in prunable(model).values():
+        if hasattr(module, "weight_mask"):
+            module.weight_mask = module.weight_mask.bool()
+            module.register_forward_hook(_forget_product)
+
+
+def _forget_product(module: nn.Linear, *_) -> None:
+    module.weight = None
+
+
 def current(model: nn.Module) -> Mask:
     """A copy of the mask that is attached to `model`, as bool tensors on the CPU."""
-    return {name + SUFFIX: module.weight_mask.bool().cpu() for name, module in prunable(model).items()}
+    return {name + SUFFIX: module.weight_mask.to("cpu", torch.bool, copy=True) for name, module in prunable(model).items()}
 
 
 def assign(model: nn.Module, mask: Mask) -> None:
@@ -233,8 +249,12 @@ def dense_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Tells a model's weights and masks from others': names and checksums of all tensors, in a third of a second."""
-    sums = [f"{name} {zlib.crc32(value.cpu().contiguous().numpy())}" for name, value in model.state_dict().items()]
+    """Tells a model's weights and masks from others': names and checksums of all tensors, in a third of a second.
+
+    Compiled or not makes no difference.
+    """
+    values = {name: value.float() if value.dtype == torch.bool else value for name, value in model.state_dict().items()}
+    sums = [f"{name} {zlib.crc32(value.cpu().contiguous().numpy())}" for name, value in values.items()]
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 

@@ -112,6 +112,7 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
     """
     options = {"fallback_random": True} if backend == "inductor" else None  # its own random numbers would be others
     torch._dynamo.config.recompile_limit = MOST_COMPILED
+    masks.keep_within_graphs(model)
     for layer in model.bert.encoder.layer:
         layer.compile(dynamic=True, backend=backend, options=options)
 

@@ -1,0 +1,63 @@
+"""The README's commands for the seven scripts, as they are printed there, on data small enough to end in seconds."""
+
+import json
+import re
+import shlex
+import shutil
+
+import launch
+import pytest
+import tiny
+from launch import ROOT, results
+
+SHORTER = {  # of ten rounds, or of training, where the commands count steps: the data here has few
+    "LT_glue.py": "--save_steps 2 --max_steps 20", "LT_pretrain.py": "--save_steps 2 --max_steps 20 --block_size 32",
+    "squad_trans.py": "--save_steps 2 --max_steps 20", "pretrain_trans.py": "--max_steps 3 --block_size 32"}
+
+
+def printed() -> list[list[str]]:
+    """The commands under "The seven scripts", in their order."""
+    section = (ROOT / "README.md").read_text().split("## The seven scripts")[1].split("\n## ")[0]
+    return [shlex.split(line) for line in re.findall(r"^    (python .*)$", section, re.M)]
+
+
+def test_the_readme_prints_every_command_of_the_seven_scripts():
+    scripts = {next(word for word in words if word.endswith(".py")) for words in printed()}
+    assert scripts == {p.name for p in ROOT.glob("*.py")} and len(scripts) == 7
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with what the commands name: a model, GLUE, SQuAD and text in their places."""
+    folder = tmp_path_factory.mktemp("readme")
+    tiny.bert(folder / "bert-base-uncased", positions=512)
+    tiny.glue(folder / "glue_data" / "MNLI", "MNLI")
+    tiny.squad(folder / "SQuAD", train=4, dev=3)
+    tiny.text(folder / "pretrain_data")
+    return folder
+
+
+def keep_masks(place):
+    """What a user does between finding tickets and training them: copy the 70 % masks to where the commands read them."""
+    (place / "tmp" / "dif_mask").mkdir(parents=True, exist_ok=True)
+    for name, folder in (("mnli", "tmp/mnli"), ("squad", "tmp/530/squad"), ("pretrain", "LT_pretrain_model")):
+        shutil.copy(place / folder / "checkpoint-14" / "mask.pt", place / "tmp" / "dif_mask" / f"{name}_mask.pt")
+
+
+def test_the_commands_of_the_readme_run_in_their_order(place, monkeypatch):
+    monkeypatch.chdir(place)
+    for words in printed():
+        script, *flags = words[words.index("-u") + 1 :] if "-u" in words else words[1:]
+        trains = "--dir" in flags
+        if trains and not (place / "tmp" / "dif_mask").exists():
+            keep_masks(place)
+        shorter = "" if trains and script != "pretrain_trans.py" else SHORTER.get(script, "")
+        ended = launch.run(script, *flags, *shorter.split())
+        assert ended.code == 0, (script, ended.err)
+    for folder, score in (("tmp/mnli", "acc"), ("LT_pretrain_model", "accuracy"), ("tmp/530/squad/replaced-1", "f1")):
+        tickets = json.loads((place / folder / "tickets.json").read_text())["tickets"]
+        assert [ticket["sparsity"] for ticket in tickets] == pytest.approx([k / 10 for k in range(1, 10)], abs=1e-3)
+        assert len(results(place / folder)) >= 10 and all(score in row["metrics"] for row in results(place / folder))
+    for folder in ("tmp/530/mnli", "tmp/530/squad", "tmp/530/pre"):
+        row = results(place / folder)[-1]
+        assert row["sparsity"] == pytest.approx(0.7, abs=1e-3) and row["init"] == "layers" and row["final"]
