@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import prune
 from transformers import BertConfig
 
-from utils import masks, models
+from utils import masks, models, selection
 from utils.errors import UserError
 from utils.optim import ReleasedAdamW
 from utils.rows import Rows, pack
@@ -138,13 +138,13 @@ def test_selection_equals_a_plain_sort(matrices, data):
     expected = sorted_out(values, count, kept)
     for every in SAMPLES:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(masks, "SAMPLE_EVERY", every)
+            patch.setattr(selection, "SAMPLE_EVERY", every)
             assert equal(masks.magnitude(values, count / size, kept), expected)
 
 
 @pytest.mark.parametrize("every", SAMPLES)
 def test_selection_on_many_values(monkeypatch, every):
-    monkeypatch.setattr(masks, "SAMPLE_EVERY", every)
+    monkeypatch.setattr(selection, "SAMPLE_EVERY", every)
     draw = torch.Generator().manual_seed(0)
     values = {"a": torch.randn(300, 200, generator=draw), "b": torch.randn(50_000, generator=draw).round(decimals=2),
               "c": torch.randn(1000, 3, generator=draw) * 1e-40}
@@ -155,7 +155,7 @@ def test_selection_on_many_values(monkeypatch, every):
 @pytest.mark.parametrize("odd", [100.0, 1e-6])
 def test_a_sample_that_misleads_changes_nothing(odd):
     values = {"a": torch.randn(257 * 40, generator=torch.Generator().manual_seed(1))}
-    values["a"][:: masks.SAMPLE_EVERY] *= odd
+    values["a"][:: selection.SAMPLE_EVERY] *= odd
     for target in (0.2, 0.5, 0.9):
         assert equal(masks.magnitude(values, target), sorted_out(values, round(target * 257 * 40)))
 
@@ -217,8 +217,8 @@ def test_the_current_weights_are_ranked_and_not_the_stale_ones(model):
 @pytest.mark.parametrize("every", SAMPLES)
 @pytest.mark.parametrize("by_numpy", [True, False])
 def test_weights_that_are_no_numbers_are_refused_by_name(monkeypatch, by_numpy, every, wrong):
-    monkeypatch.setattr(masks, "SAMPLE_EVERY", every)
-    monkeypatch.setattr(masks, "_by_numpy", lambda _: by_numpy)
+    monkeypatch.setattr(selection, "SAMPLE_EVERY", every)
+    monkeypatch.setattr(selection, "_by_numpy", lambda _: by_numpy)
     values = {"first": torch.ones(4), "second": torch.tensor([1.0, wrong, 2.0])}
     with pytest.raises(UserError, match="second.weight holds NaN or infinite values"):
         masks.magnitude(values, 0.5)

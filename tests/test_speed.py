@@ -20,7 +20,7 @@ from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertForQuestionAnswering
 
-from utils import cli, glue, glue_data, graphs, masks, mlm, models, seeds, squad, squad_data, text, training
+from utils import cli, glue, glue_data, graphs, masks, mlm, models, seeds, selection, squad, squad_data, text, training
 from utils.errors import UserError
 from utils.rows import Rows, pack
 from utils.training import Recipe, Trainer
@@ -191,7 +191,7 @@ def test_selection_by_torch_alone_as_on_a_gpu_is_that_of_numpy(monkeypatch, dtyp
             mask = masks.magnitude(values, target, kept)
             masks_found |= {(target, key): value for key, value in mask.items()}
             kept = {name: mask[name + masks.SUFFIX] for name in values}
-        monkeypatch.setattr(masks, "_by_numpy", lambda tensor: False)
+        monkeypatch.setattr(selection, "_by_numpy", lambda tensor: False)
     assert all(torch.equal(found[1][key], value) for key, value in found[0].items())
     assert all(value.dtype == torch.bool and not value.requires_grad for value in found[1].values())
 
@@ -490,7 +490,7 @@ def test_freed_memory_goes_back_once_there_is_more_than_a_step_needs(monkeypatch
     library = type("Library", (), {"mallopt": lambda *_: 1, "malloc_trim": trims.append})
     monkeypatch.setattr(training.ctypes, "CDLL", lambda _: library)
     monkeypatch.setattr(training, "resident_bytes", lambda: next(sizes))
-    give_back, seen = training.keep_freed_memory(), []
+    give_back, seen = training.keep_freed_memory(CPU), []
     for _ in range(4):
         give_back()
         seen.append(len(trims))

@@ -54,7 +54,7 @@ class Trainer:
     """
 
     def __init__(self, model: nn.Module, task, recipe: Recipe, device: torch.device, recorded: bool = False):
-        self.give_back = keep_freed_memory() if device.type == "cpu" else lambda spare=0: None
+        self.give_back = keep_freed_memory(device)
         self.model, self.task, self.recipe, self.device = model.to(device), task, recipe, device
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.loss = distributed.loss_module(model, task)
@@ -161,15 +161,15 @@ def alike(rows: np.ndarray, lengths: np.ndarray, count: int) -> list[np.ndarray]
     return [part for part in np.split(rows[order], bounds) if len(part)]
 
 
-def keep_freed_memory() -> Callable[..., None]:
+def keep_freed_memory(device: torch.device) -> Callable[..., None]:
     """Let the C library keep freed memory for the next step: giving it back and fetching it anew costs 13 % of a CPU step.
 
     Returns what is to be called after every step: rows of ever other lengths leave gaps that would add up to gigabytes, so
-    it gives back what is free once that is more than a step needs. Both do nothing but on Linux with glibc.
+    it gives back what is free once that is more than a step needs. Both do nothing but on a CPU under Linux with glibc.
     """
     library = ctypes.CDLL(None)
     mallopt, trim = getattr(library, "mallopt", None), getattr(library, "malloc_trim", None)
-    if mallopt is None or trim is None or not os.path.exists(RESIDENT):
+    if device.type != "cpu" or mallopt is None or trim is None or not os.path.exists(RESIDENT):
         return lambda spare=0: None
     for option, value in ((M_MMAP_THRESHOLD, LARGEST_KEPT), (M_TRIM_THRESHOLD, 2**31 - 1)):
         mallopt(option, value)
