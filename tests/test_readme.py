@@ -61,3 +61,16 @@ def test_the_commands_of_the_readme_run_in_their_order(place, monkeypatch):
     for folder in ("tmp/530/mnli", "tmp/530/squad", "tmp/530/pre"):
         row = results(place / folder)[-1]
         assert row["sparsity"] == pytest.approx(0.7, abs=1e-3) and row["init"] == "layers" and row["final"]
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in ROOT.glob("*.py")))
+def test_help_tells_every_flag_in_words_and_the_defaults_that_have_a_value(script, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")
+    ended = launch.run(script, "--help")
+    entries = re.split(r"\n  (?=-)", ended.out.split("options:")[1])[1:]
+    assert ended.code == 0 and len(entries) > 5
+    assert all(re.search(r"\s{2,}\S", entry.strip()) for entry in entries)
+    assert "default: None" not in ended.out and "default: False" not in ended.out
+    for flag, value in (("--seed ", "42"), ("--warmup_steps ", "0")):
+        told = [entry for entry in entries if entry.startswith(flag)]
+        assert told == [] or f"(default: {value})" in told[0]

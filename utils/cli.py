@@ -33,11 +33,19 @@ ROUND = "optimizer steps of one IMP round; left out, a tenth of the run"
 SAVE = "optimizer steps between two saved models; left out or 0, only the last is saved (ours)"
 
 
+class DefaultsThatTell(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with the default of every flag that has a value by default: "None" and "False" say nothing of one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default is None or action.default is False
+        return action.help if silent else super()._get_help_string(action)
+
+
 class OneLineParser(argparse.ArgumentParser):
     """argparse whose errors are one line on stderr, exit code 2."""
 
     def __init__(self, description: str):
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(description=description, formatter_class=DefaultsThatTell)
 
     def parse_args(self, args=None, namespace=None):
         for word in sys.argv[1:]:
