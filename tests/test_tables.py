@@ -120,6 +120,15 @@ def test_separate_trainings_come_before_rounds_and_rounds_fill_in(stsb):
                for note in tables.table2(found, layout("sts-b", sparsity=60.0)).notes)
 
 
+@pytest.mark.parametrize("build", [tables.table2, tables.table3])
+def test_where_the_sparsity_is_another_than_the_paper_s_a_note_tells_which_its_numbers_are(stsb, build):
+    found, told = results.read(stsb), "The paper's numbers are those at its own sparsities, in %: STS-B 50, RTE 60."
+    assert told in build(found, layout("sts-b", "rte", sparsity=70.0)).notes
+    assert told.replace("STS-B 50, ", "") in build(found, layout("sts-b", "rte", sparsity=50.0)).notes
+    for silent in (layout("sts-b", "rte"), layout("sts-b", "rte", with_paper=False, sparsity=70.0)):
+        assert not [note for note in build(found, silent).notes if "own sparsities" in note]
+
+
 def test_table3_keeps_rewinding_points_and_standard_pruning_apart(tmp_path):
     rows = trainings("mrpc", [85.0, 85.2], imp("mrpc", 0.5), method="imp")
     rows += trainings("mrpc", [84.0, 85.0], imp("mrpc", 0.5, fraction=0.0493), method="imp")
