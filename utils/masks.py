@@ -147,8 +147,10 @@ def fingerprint(model: nn.Module) -> str:
 
     Compiled or not makes no difference.
     """
-    values = {name: value.float() if value.dtype == torch.bool else value for name, value in model.state_dict().items()}
-    sums = [f"{name} {zlib.crc32(value.cpu().contiguous().numpy())}" for name, value in values.items()]
+    sums = []
+    for name, value in model.state_dict().items():
+        value = value.float() if value.dtype == torch.bool else value  # a compiled model's masks are bools
+        sums.append(f"{name} {zlib.crc32(value.cpu().contiguous().numpy())}")
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
