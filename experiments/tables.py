@@ -130,13 +130,14 @@ def _add_verdicts(table: Table, found: Results, layout: Layout, at: Callable[[st
     layout.add_paper(table, lambda task: str(paper.SPARSITY[task]))
     table.notes += [f"A ticket wins by the full network's deviation if its {RULES['full']}; by its own if its "
                     f"{RULES['ticket']}. Deviations are of the sample (n - 1), so one seed gives no verdict."]
-    _note_sparsities(table, layout, at)
+    _note_sparsities(table, layout)
     _note_rounds(table, found, layout, at)
 
 
-def _note_sparsities(table: Table, layout: Layout, at: Callable[[str], float]) -> None:
+def _note_sparsities(table: Table, layout: Layout) -> None:
     """Where the user compares at other sparsities than the paper: which those of the paper's numbers are."""
-    other = [f"{paper.NAMES[task]} {paper.SPARSITY[task]}" for task in layout.tasks if at(task) != paper.SPARSITY[task]]
+    other = [f"{paper.NAMES[task]} {paper.SPARSITY[task]}" for task in layout.tasks
+             if layout.percent(task, paper.SPARSITY) != paper.SPARSITY[task]]
     if layout.with_paper and other:
         table.notes.append(f"The paper's numbers are those at its own sparsities, in %: {', '.join(other)}.")
 
@@ -166,7 +167,7 @@ def table3(found: Results, layout: Layout) -> Table:
     for rewinding in _rewindings(found):
         layout.add(table, f"rewind {rewinding} %", rounds(rewinding))
     layout.add(table, "standard pruning", rounds(results.STANDARD))
-    _note_sparsities(table, layout, lambda task: layout.percent(task, paper.SPARSITY))
+    _note_sparsities(table, layout)
     if layout.with_paper:
         table.notes.append("The paper found: rewinding to a later point helps no task notably and hurts STS-B and RTE; "
                            "standard pruning gains up to two points on QQP, QNLI, MRPC and MLM and loses up to three "

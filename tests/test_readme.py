@@ -10,9 +10,10 @@ import pytest
 import tiny
 from launch import ROOT, results
 
-SHORTER = {  # of ten rounds, or of training, where the commands count steps: the data here has few
-    "LT_glue.py": "--save_steps 2 --max_steps 20", "LT_pretrain.py": "--save_steps 2 --max_steps 20 --block_size 32",
-    "squad_trans.py": "--save_steps 2 --max_steps 20", "pretrain_trans.py": "--max_steps 3 --block_size 32"}
+# (script, whether it trains a ticket) -> flags for ten short rounds, or a short training, where the command counts steps
+SHORTER = {("LT_glue.py", False): "--save_steps 2 --max_steps 20", ("squad_trans.py", False): "--save_steps 2 --max_steps 20",
+           ("LT_pretrain.py", False): "--save_steps 2 --max_steps 20 --block_size 32",
+           ("pretrain_trans.py", True): "--max_steps 3 --block_size 32"}
 
 
 def printed() -> list[list[str]]:
@@ -51,8 +52,7 @@ def test_the_commands_of_the_readme_run_in_their_order(place, monkeypatch):
         trains = "--dir" in flags
         if trains and not (place / "tmp" / "dif_mask").exists():
             keep_masks(place)
-        shorter = "" if trains and script != "pretrain_trans.py" else SHORTER.get(script, "")
-        ended = launch.run(script, *flags, *shorter.split())
+        ended = launch.run(script, *flags, *SHORTER.get((script, trains), "").split())
         assert ended.code == 0, (script, ended.err)
     for folder, score in (("tmp/mnli", "acc"), ("LT_pretrain_model", "accuracy"), ("tmp/530/squad/replaced-1", "f1")):
         tickets = json.loads((place / folder / "tickets.json").read_text())["tickets"]
