@@ -86,8 +86,9 @@ def prune_to(model: nn.Module, target: float) -> None:
     Ranks the current `weight_orig` (torch's `prune.global_unstructured` ranks a `weight` that is one step old).
     """
     modules = prunable(model)
-    kept = {name: torch.as_tensor(selection.array(module.weight_mask.float()) != 0) for name, module in modules.items()}
-    pruned = magnitude(weights(model), target, kept)
+    values = weights(model)
+    kept = selection.each(lambda name: torch.as_tensor(selection.array(modules[name].weight_mask.float()) != 0), values)
+    pruned = magnitude(values, target, dict(zip(values, kept, strict=True)))
     for name, module in modules.items():
         module.weight_mask.copy_(pruned[name + SUFFIX].view(torch.uint8))  # torch copies these faster than bools
 

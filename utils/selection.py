@@ -1,7 +1,10 @@
 """The smallest weights over many matrices together: exact, by one threshold that a sample brackets, on a CPU or a GPU."""
 
 import math
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -9,6 +12,7 @@ import torch
 from utils.errors import UserError
 
 Keep = dict[str, torch.Tensor]  # name -> bool, True keeps the weight
+Found = TypeVar("Found")
 SAMPLE_EVERY = 509  # to find the threshold every so many-th weight is looked at first; a prime, so that all columns are
 
 
@@ -24,6 +28,14 @@ def drop_smallest(values: dict[str, torch.Tensor], keep: Keep, count: int) -> Ke
     flat = _drop({"": _joined(values)}, {"": torch.cat([k.flatten() for k in keep.values()])}, count)[""]
     pieces = flat.split([v.numel() for v in values.values()])
     return {name: piece.view(v.shape) for piece, (name, v) in zip(pieces, values.items(), strict=True)}
+
+
+def each(call: Callable[[str], Found], values: dict[str, torch.Tensor]) -> list[Found]:
+    """`call(name)` for every matrix, in their order; on a CPU several at once, as many as torch has threads."""
+    if not _by_numpy(next(iter(values.values()))):
+        return [call(name) for name in values]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(call, values))
 
 
 def array(tensor: torch.Tensor) -> np.ndarray | torch.Tensor:
@@ -48,30 +60,33 @@ def _drop(values: dict[str, torch.Tensor], keep: Keep, count: int) -> Keep:
     if count == dead:
         return keep
     threshold, below, equal = _select(values, keep, count - dead, total - dead)
-    ties = count - dead - below  # so many of the `equal` weights at the threshold itself go, mostly all (one)
-    all_ties, sizes, found = ties == equal, _sizes(values), {}
-    for name in values:
-        size, alive = sizes(name), array(keep[name])
-        found[name] = torch.as_tensor((size > threshold if all_ties else size >= threshold) & alive)
-        if ties and not all_ties:
-            at = torch.nonzero(torch.as_tensor((size == threshold) & alive).flatten()).flatten()[:ties]
-            found[name].view(-1)[at] = False
-            ties -= len(at)
-    return found
+    ties = np.diff(np.minimum(np.cumsum([0, *equal]), count - dead - below))  # so many of each matrix's `equal` weights go
+    spared, sizes = dict(zip(values, zip(ties, equal, strict=True), strict=True)), _Sizes(values)
+
+    def larger(name: str) -> torch.Tensor:
+        size, alive, (gone, there) = sizes(name), array(keep[name]), spared[name]
+        found = torch.as_tensor((size > threshold) & alive)
+        if gone < there:
+            at = torch.nonzero(torch.as_tensor((size == threshold) & alive).flatten()).flatten()
+            found.view(-1)[at[gone:]] = True
+        return found
+
+    return dict(zip(values, each(larger, values), strict=True))
 
 
-def _select(values: dict[str, torch.Tensor], keep: Keep, k: int, alive: int) -> tuple[float, int, int]:
-    """The k-th smallest |value| of the `alive` kept ones, and how many of them are strictly below it, and equal to it.
+def _select(values: dict[str, torch.Tensor], keep: Keep, k: int, alive: int) -> tuple[float, int, list[int]]:
+    """The k-th smallest |value| of the `alive` kept ones, how many of them are below it, and how many equal it in each matrix.
 
     A sample tells a narrow bracket in which it must lie; one pass counts what is below and takes out what is within, a
     hundredth of all, which alone is ranked. Exact: where the sample misled, the bracket becomes everything.
     """
     low, high = _bracket(values, keep, k / alive)
     below, within = _split(values, keep, low, high)
-    if not below < k <= below + len(within):
+    if not below < k <= below + sum(len(sizes) for sizes in within):
         below, within = _split(values, keep, 0.0, math.inf)
-    threshold = _kth(within, k - below)
-    return float(threshold), below + int((within < threshold).sum()), int((within == threshold).sum())
+    threshold = _kth(torch.cat(within), k - below)
+    below += sum(int((sizes < threshold).sum()) for sizes in within)
+    return float(threshold), below, [int((sizes == threshold).sum()) for sizes in within]
 
 
 def _bracket(values: dict[str, torch.Tensor], keep: Keep, rank: float) -> tuple[float, float]:
@@ -83,29 +98,32 @@ def _bracket(values: dict[str, torch.Tensor], keep: Keep, rank: float) -> tuple[
     return (float(_kth(sample, low)) if low > 0 else 0.0, float(_kth(sample, high)) if high <= len(sample) else math.inf)
 
 
-def _split(values: dict[str, torch.Tensor], keep: Keep, low: float, high: float) -> tuple[int, torch.Tensor]:
-    """How many of the kept sizes are below `low`, and those from `low` to `high`. Raises UserError at a NaN or infinity."""
-    below, within, sizes = 0, [], _sizes(values)
-    for name in values:
+def _split(values: dict[str, torch.Tensor], keep: Keep, low: float, high: float) -> tuple[int, list[torch.Tensor]]:
+    """How many of the kept sizes are below `low`, and those of each matrix up to `high`. Raises UserError at NaN or infinity."""
+    sizes = _Sizes(values)
+
+    def split(name: str) -> tuple[int, torch.Tensor]:
         size, alive = sizes(name), array(keep[name])
         _check_finite(float(size.max()), name)
         smaller = (size < low) & alive
-        below += _count(smaller)
-        within.append(torch.as_tensor(size[((size <= high) & alive) ^ smaller]))
-    return below, torch.cat(within)
+        return _count(smaller), torch.as_tensor(size[((size <= high) & alive) ^ smaller])
+
+    below, within = zip(*each(split, values), strict=True)
+    return sum(below), list(within)
 
 
-def _sizes(values: dict[str, torch.Tensor]) -> Callable[[str], np.ndarray | torch.Tensor]:
-    """Name -> |value|, each in the memory of the one before: fresh memory costs more than the computing."""
-    first = next(iter(values.values()))
-    scratch = torch.empty(max(v.numel() for v in values.values()), dtype=torch.float32, device=first.device)
+class _Sizes(threading.local):
+    """Name -> |value|, each in the memory of the one that its thread took before: fresh memory costs more than the computing."""
 
-    def size(name: str) -> np.ndarray | torch.Tensor:
-        value = array(values[name].float())
-        room = array(scratch[: values[name].numel()].view(value.shape))
+    def __init__(self, values: dict[str, torch.Tensor]):
+        first = next(iter(values.values()))
+        self._values = values
+        self._scratch = torch.empty(max(v.numel() for v in values.values()), dtype=torch.float32, device=first.device)
+
+    def __call__(self, name: str) -> np.ndarray | torch.Tensor:
+        value = array(self._values[name].float())
+        room = array(self._scratch[: self._values[name].numel()].view(value.shape))
         return (np if isinstance(value, np.ndarray) else torch).abs(value, out=room)
-
-    return size
 
 
 def _by_numpy(tensor: torch.Tensor) -> bool:
