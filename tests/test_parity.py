@@ -9,14 +9,19 @@ import pytest
 import tiny
 import torch
 from launch import results
-from transformers import BertForPreTraining, BertForSequenceClassification
+from torch.nn.utils import prune
+from transformers import BertForPreTraining, BertForQuestionAnswering, BertForSequenceClassification
 
-from utils import glue_data, masks, models, seeds, session
+from benchmarks import plain
+from utils import glue_data, masks, models, seeds, session, squad_data, training
 from utils.glue import GlueTask
 from utils.optim import ReleasedAdamW, linear_schedule
 from utils.rows import pack
+from utils.squad import AnswerOptions, SquadTask
+from utils.training import Recipe, Trainer
 from utils.watch import Watch
 
+NEAR_TIES = 60  # of 593,920 weights; 26 were seen, where another rule or schedule makes thousands
 CLASSES = (models.SequenceClassifier, models.QuestionAnswerer, models.MaskedLanguageModel)
 
 
@@ -100,28 +105,92 @@ def assert_same_steps(found, expected, tolerance):
         assert max(abs(a[key] - b[key]) for a, b in zip(found, expected, strict=True)) < allowed, key
 
 
-def assert_same_state(model, folder):
+def assert_same_state(model, folder, tolerance=1e-5):
     """Sum and norm of every tensor of the final state."""
     expected = json.loads((folder / "final_state_sums.json").read_text())
     state = {name: value.double() for name, value in model.state_dict().items() if "position_ids" not in name}
     assert set(state) == set(expected)
     for name, (total, norm) in expected.items():
-        assert float(state[name].norm()) == pytest.approx(norm, rel=1e-5, abs=1e-6), name
-        assert float(state[name].sum()) == pytest.approx(total, abs=1e-5 * max(1.0, norm) * state[name].numel() ** 0.5), name
+        assert float(state[name].norm()) == pytest.approx(norm, rel=tolerance, abs=1e-6), name
+        assert float(state[name].sum()) == pytest.approx(total, abs=tolerance * max(1.0, norm) * state[name].numel() ** 0.5), name
 
 
-def test_ten_rounds_as_released_give_the_released_masks_bit_for_bit(golden, source, tmp_path, monkeypatch, watches):
+class LiteralAdamW:
+    """The released optimizer's rule as it stands: eps joins the uncorrected root, decay acts on the new weight."""
+
+    def __init__(self, parameters, eps):
+        self.eps, self.step_count = eps, 0
+        self.state = [(p, torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
+
+    @torch.no_grad()
+    def step(self, lr, decays):
+        self.step_count += 1
+        for (p, first, second), decay in zip(self.state, decays, strict=True):
+            first.mul_(0.9).add_(p.grad, alpha=1 - 0.9)
+            second.mul_(0.999).addcmul_(p.grad, p.grad, value=1 - 0.999)
+            size = lr * math.sqrt(1 - 0.999**self.step_count) / (1 - 0.9**self.step_count)
+            p.addcdiv_(first, second.sqrt().add_(self.eps), value=-size)
+            p.add_(p, alpha=-lr * decay)
+
+
+def released_rounds(source, task, order, head, rates, steps=12, rounds=10):
+    """The released IMP by transformers' model and operations one by one: the losses of each round, and the mask after it."""
+    model = BertForSequenceClassification.from_pretrained(source, num_labels=2, attn_implementation="sdpa")
+    model.classifier.load_state_dict({key.removeprefix("classifier."): torch.from_numpy(value) for key, value in head.items()})
+    theta = {name: p.detach().clone() for name, p in model.bert.named_parameters()}
+    modules = masks.prunable(model)
+    for module in modules.values():
+        prune.identity(module, "weight")
+    alive, taken = {}, [rows for epoch in order for rows in np.split(epoch, range(32, len(epoch), 32))]
+    for round_ in range(rounds):
+        model.train()
+        optimizer, losses = LiteralAdamW(model.parameters(), 1e-8), []
+        for step, rows in enumerate(taken[round_ * steps : (round_ + 1) * steps]):
+            batch = plain.glue_batch(task.train, rows, 48)
+            loss = model(**batch).loss
+            model.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step(rates[round_ * steps + step], [0.0] * len(optimizer.state))
+            losses.append(loss.item())
+        sizes = torch.cat([(m.weight_orig * m.weight_mask).detach().abs().flatten() for m in modules.values()])
+        keep = torch.ones(len(sizes))
+        keep[sizes.argsort(stable=True)[: round((round_ + 1) / 10 * len(sizes))]] = 0
+        for (name, m), part in zip(modules.items(), keep.split([m.weight_mask.numel() for m in modules.values()]), strict=True):
+            m.weight_mask.copy_(part.view_as(m.weight_mask))
+            alive[name + ".weight_mask"] = m.weight_mask.bool().clone()
+        yield losses, dict(alive)
+        with torch.no_grad():
+            for name, p in model.bert.named_parameters():
+                p.copy_(theta[name.removesuffix("_orig")])
+
+
+def test_ten_rounds_as_released_give_the_released_masks(golden, source, tasks, tmp_path, monkeypatch, watches):
+    """Bit for bit those of the released operations on this machine, and within a near tie those of the reference's machine.
+
+    In the fifth round two weights at the threshold are 5e-6 of their size apart: another CPU's rounding may swap them, and
+    some after them.
+    """
     folder = golden / "imp" / "glue_mrpc"
-    expected = as_stored(monkeypatch, folder)
+    expected, order, head = as_stored(monkeypatch, folder), np.load(folder / "order.npz"), np.load(folder / "init_head.npz")
     ended = launch.run("LT_glue.py", *mrpc_flags(golden, source, tmp_path, 13), "--save_steps", 12, "--as_released")
     assert ended.code == 0, ended.err
-    for number in range(1, 11):
+    epochs = [order[f"epoch_{epoch}"] for epoch in range(len(order.files))]
+    plain_rounds = released_rounds(source, tasks[1], epochs, head, [step["lr"] for step in expected["steps"]])
+    records, apart = watches[0].records, []
+    for number, (plain_losses, plain_mask) in enumerate(plain_rounds, 1):
         found = torch.load(tmp_path / "out" / f"checkpoint-{12 * number}" / "mask.pt", weights_only=True)
-        assert_same_mask(found, golden_mask(folder / f"mask_{number:02d}.npz"))
+        assert_same_mask(found, plain_mask)
+        assert [record["loss"] for record in records][12 * (number - 1) : 12 * number] == plain_losses
+        stored = golden_mask(folder / f"mask_{number:02d}.npz")
+        apart.append(sum(int((found[key] != stored[key]).sum()) for key in stored))
         assert sum(int((~m).sum()) for m in found.values()) == expected["rounds"][number - 1]["pruned"]
-    assert_same_steps(watches[0].records, expected["steps"], 1e-5)
+    same = 12 * [*(bits > 0 for bits in apart), True].index(True) + 12  # steps that masks like the reference's were trained
+    assert same >= 60 and max(apart) <= NEAR_TIES
+    assert_same_steps(list(records)[:same], expected["steps"][:same], 1e-5)
+    assert_same_steps(records, expected["steps"], 1e-3)
     assert [row["metrics"] for row in results(tmp_path / "out") if row["final"]] == expected["result_pt"]
-    assert_same_state(watches[0].trainer.model, folder)
+    assert_same_state(watches[0].trainer.model, folder, 1e-4 if any(apart) else 1e-5)
 
 
 def test_a_fine_tuning_of_the_released_mask_gives_its_losses_and_logits(golden, source, tmp_path, monkeypatch, watches):
@@ -142,6 +211,41 @@ def test_a_fine_tuning_of_the_released_mask_gives_its_losses_and_logits(golden, 
     logits = trainer.task.predict(trainer.model, trainer.task.dev["dev"][0], trainer.device)
     assert np.abs(logits - np.load(folder / "eval_logits.npz")["logits"]).max() < 1e-4
     assert_same_state(trainer.model, folder)
+
+
+@pytest.mark.parametrize("name", ["MRPC", "STS-B", "squad"])
+def test_a_batch_as_released_has_transformers_loss_and_gradients_to_the_last_bit(golden, source, tmp_path, name, monkeypatch):
+    task, rows = padded_task(golden, source, tmp_path, name), np.arange(24)
+    reference = BertForQuestionAnswering if name == "squad" else BertForSequenceClassification
+    labels = 2 if name == "squad" else task.labels
+    model = models.load_model(task.model_class, source, models.load_config(source, num_labels=labels), 57)
+    theirs = reference.from_pretrained(source, num_labels=labels, attn_implementation="sdpa")
+    theirs.load_state_dict({k: v for k, v in model.state_dict().items() if k in theirs.state_dict()})
+    batch = task.train_batch(rows, (57, 0, 0, 0), torch.device("cpu"))
+    flat = {"input_ids": batch.packed.ids, "token_type_ids": batch.packed.types}
+    kept = {"attention_mask": (torch.arange(48) < batch.packed.lengths[:, None]).long()}
+    answers = {"start_positions": batch.start, "end_positions": batch.end} if name == "squad" else {"labels": batch.labels}
+    found = task.loss(model.train(), batch)
+    expected = theirs.train()(**{key: value.view(24, 48) for key, value in flat.items()}, **kept, **answers).loss
+    found.backward()
+    expected.backward()
+    assert found.item() == expected.item() and len(set(batch.packed.lengths.tolist())) > 1
+    gradients = {key: p.grad for key, p in model.named_parameters()}
+    assert [key for key, p in theirs.named_parameters() if not torch.equal(p.grad, gradients[key])] == []
+    monkeypatch.setattr(training, "ACTIVATION_BYTES", 1)  # and is not worked on in parts, which would round otherwise
+    assert [len(part) for _, part, _ in Trainer(model, task, Recipe(1e-3, 24), torch.device("cpu")).parts([rows])] == [24]
+
+
+def padded_task(golden, source, cache, name):
+    """A task whose rows are padded to 48 tokens, as --as_released does."""
+    tokenizer = models.load_tokenizer(source, True)
+    if name == "squad":
+        task, file = SquadTask(AnswerOptions(), 48), str(golden / "assets" / "squad" / "train-v1.1.json")
+        task.train = squad_data.load(file, False, True, tokenizer, 48, 16, 12, 1, cache, False)[1]
+    else:
+        task = GlueTask(glue_data.find_spec(name), 48)
+        task.read(golden / "assets" / "glue" / name, tokenizer, 48, train=True, dev=False, cache_dir=cache)
+    return task
 
 
 # ---- rows without padding
@@ -218,24 +322,6 @@ def test_the_encoder_computes_what_transformers_computes_on_padded_rows(source, 
 # ---- traps
 
 
-class LiteralAdamW:
-    """The released optimizer's rule as its formulas stand: eps joins the uncorrected root, decay acts on the new weight."""
-
-    def __init__(self, parameters, eps):
-        self.eps, self.step_count = eps, 0
-        self.state = [(p, torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
-
-    @torch.no_grad()
-    def step(self, lr, decays):
-        self.step_count += 1
-        for (p, first, second), decay in zip(self.state, decays, strict=True):
-            first.mul_(0.9).add_(0.1 * p.grad)
-            second.mul_(0.999).add_(0.001 * p.grad**2)
-            size = lr * math.sqrt(1 - 0.999**self.step_count) / (1 - 0.9**self.step_count)
-            p -= size * first / (second.sqrt() + self.eps)
-            p -= lr * decay * p
-
-
 class Layers(torch.nn.Module):
     def __init__(self, dtype):
         super().__init__()
@@ -257,9 +343,10 @@ def one_run(step_of, model, scale):
 
 @pytest.mark.parametrize("scale", [1e-8, 1e-6, 1.0])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_the_optimizer_follows_the_released_rule(scale, weight_decay):
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_optimizer_follows_the_released_rule(scale, weight_decay, fused):
     ours, literal = Layers(torch.float64), Layers(torch.float64)
-    optimizer = ReleasedAdamW(ours, 1e-3, 1e-8, weight_decay)
+    optimizer = ReleasedAdamW(ours, 1e-3, 1e-8, weight_decay, fused)
 
     def step(lr):
         optimizer.set_lr(lr)
@@ -269,6 +356,7 @@ def test_the_optimizer_follows_the_released_rule(scale, weight_decay):
     decays = [weight_decay * (name == "dense.weight") for name, _ in literal.named_parameters()]
     found, expected = one_run(step, ours, scale), one_run(lambda lr: reference.step(lr, decays), literal, scale)
     assert (found - expected).abs().max() < 1e-14
+    assert fused or torch.equal(found, expected)
     assert (found - torch.cat([p.flatten() for p in Layers(torch.float64).parameters()])).abs().max() > 1e-4
 
 

@@ -293,7 +293,7 @@ def recipe(args: argparse.Namespace) -> Recipe:
     """The hyper-parameters that the flags give."""
     precision = "fp16" if args.fp16 else "bf16" if args.bf16 else "fp32"
     return Recipe(args.learning_rate, batch_size(args), args.gradient_accumulation_steps, args.adam_epsilon,
-                  args.weight_decay, args.max_grad_norm, args.warmup_steps, precision)
+                  args.weight_decay, args.max_grad_norm, args.warmup_steps, precision, fused=not args.as_released)
 
 
 def batch_size(args: argparse.Namespace) -> int:

@@ -62,9 +62,9 @@ class GlueTask:
         rows, labels = self.train
         return checksum(rows.starts, rows.ids, labels)
 
-    def lengths(self, rows: np.ndarray) -> np.ndarray:
-        """Tokens of these training rows, padding counted, int64 [B]."""
-        return np.full(len(rows), self.pad_to) if self.pad_to else self.train[0].lengths(rows)
+    def lengths(self, rows: np.ndarray) -> np.ndarray | None:
+        """Tokens of these training rows, int64 [B]; None as released: such a batch goes through the model as a whole."""
+        return None if self.pad_to else self.train[0].lengths(rows)
 
     def train_batch(self, rows: np.ndarray, place: tuple[int, ...], device: torch.device) -> GlueBatch:
         """The batch of these training rows; nothing in it is random, so `place` is not used."""

@@ -1,6 +1,7 @@
 """BERT task models from a hub name or a folder: pooler always there, heads seeded, packed rows in, saved in HF format."""
 
 import logging
+import math
 import os
 from pathlib import Path
 
@@ -91,12 +92,20 @@ torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for every new sha
 
 
 def encode(bert: BertModel, batch: Packed) -> torch.Tensor:
-    """Hidden states of a packed batch, [T, hidden]: only real tokens are computed."""
-    hidden = bert.embeddings(input_ids=batch.ids, token_type_ids=batch.types, position_ids=batch.positions)
+    """Hidden states of a packed batch, [T, hidden]: only real tokens are computed.
+
+    Where padding or equal lengths fill the grid, every bit is that of transformers' own forward and backward pass on it.
+    """
+    grid = (len(batch.lengths), batch.width)
+    rows = grid if batch.ids.numel() == math.prod(grid) else (1, -1)  # a grid's rows share one gradient of their positions
+    hidden = bert.embeddings(input_ids=batch.ids.view(rows), token_type_ids=batch.types.view(rows),
+                             position_ids=batch.positions.view(rows)[:1])
+    if rows == grid:
+        shape = [1, batch.ids.numel(), hidden.shape[-1]]
+        hidden = torch.ops.aten._unsafe_view(hidden, shape)  # to compiled layers a view would be another kind of input
     attended = None
     if not batch.full:
         attended = (torch.arange(batch.width, device=hidden.device) < batch.lengths[:, None])[:, None, None, :]
-    grid = (len(batch.lengths), batch.width)
     return bert.encoder(hidden, attention_mask=attended, slots=batch.slots, grid=grid).last_hidden_state[0]
 
 

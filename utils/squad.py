@@ -54,9 +54,9 @@ class SquadTask:
         """Tells the training data from others'."""
         return checksum(self.train.rows.starts, self.train.rows.ids, self.train.start, self.train.end)
 
-    def lengths(self, rows: np.ndarray) -> np.ndarray:
-        """Tokens of these training rows, padding counted, int64 [B]."""
-        return np.full(len(rows), self.pad_to) if self.pad_to else self.train.rows.lengths(rows)
+    def lengths(self, rows: np.ndarray) -> np.ndarray | None:
+        """Tokens of these training rows, int64 [B]; None as released: such a batch goes through the model as a whole."""
+        return None if self.pad_to else self.train.rows.lengths(rows)
 
     def train_batch(self, rows: np.ndarray, place: tuple[int, ...], device: torch.device) -> SquadBatch:
         """The batch of these windows; nothing in it is random, so `place` is not used."""
@@ -76,10 +76,10 @@ class SquadTask:
         start, end = self.logits(model, batch.packed)
         width = batch.packed.width
         both = sum(
-            F.cross_entropy(logits, at.clamp(max=width), ignore_index=width, reduction="sum")
+            F.cross_entropy(logits, at.clamp(max=width), ignore_index=width, reduction="sum") / batch.total
             for logits, at in ((start, batch.start), (end, batch.end))
         )
-        return both / (2 * batch.total)
+        return both / 2
 
     @torch.no_grad()
     def predict(self, model: nn.Module, device: torch.device, precision: str = "fp32") -> tuple[list, list]:

@@ -34,6 +34,7 @@ class Recipe:
     max_grad_norm: float = 1.0
     warmup_steps: int = 0
     precision: str = "fp32"  # or "fp16", "bf16": autocast
+    fused: bool = True  # AdamW in one kernel; --as_released rounds as its single operations do
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Trainer:
     """A model in training: its task, optimizer and device.
 
     `task` gives `train_batch(rows, place, device)` and `loss(model, batch)`; `place` (seed, round, step, batch) seeds what
-    the task draws itself; `lengths(rows)` tells the tokens of each row, or None where a batch cannot be worked on in parts.
+    the task draws itself; `lengths(rows)` tells the tokens of each row, or None where a batch goes through the model whole.
     `recorded`: forward and backward passes as CUDA graphs (in one process).
     """
 
@@ -65,7 +66,7 @@ class Trainer:
     def restart(self) -> None:
         """A new optimizer, as at the start of every round."""
         r = self.recipe
-        self.optimizer = ReleasedAdamW(self.model, r.learning_rate, r.adam_epsilon, r.weight_decay)
+        self.optimizer = ReleasedAdamW(self.model, r.learning_rate, r.adam_epsilon, r.weight_decay, r.fused)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The precision of the forward pass."""
