@@ -47,7 +47,7 @@ class Worker:
     """A process that does one thing one way (inside.py)."""
 
     def __init__(self, what: str, way: str, args: argparse.Namespace, **more: str):
-        given = {key: value for key, value in vars(args).items() if key in ("tokenizer", "model", "threads", "cache")}
+        given = {key: value for key, value in vars(args).items() if key in ("tokenizer", "model", "threads", "bf16", "cache")}
         command = [sys.executable, INSIDE, what, way, json.dumps({**given, "data": str(args.data.resolve()), **more})]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
@@ -124,6 +124,7 @@ def parse_args() -> argparse.Namespace:
     add("--tasks", nargs="+", default=["CoLA", "SST-2", "STS-B", "RTE", "SQuAD"], help="step, evaluation (of GLUE): tasks")
     add("--repeats", type=int, default=5, help="measurements of each way")
     add("--threads", type=int, default=os.cpu_count(), help="threads of torch")
+    add("--bf16", action="store_true", help="step: both ways under bfloat16 autocast")
     add("--steps", type=int, default=10, help="rounds: optimizer steps of a round")
     args = parser.parse_args()
     if args.what != "table" and not (args.data and args.tokenizer):

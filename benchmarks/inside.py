@@ -24,7 +24,7 @@ from utils.glue import GlueTask  # noqa: E402
 from utils.rows import Rows  # noqa: E402
 from utils.squad import AnswerOptions, SquadTask  # noqa: E402
 from utils.text import load_blocks  # noqa: E402
-from utils.training import Recipe, Trainer  # noqa: E402
+from utils.training import Recipe, Trainer, autocast  # noqa: E402
 
 Work = tuple[Callable[[int], object], Callable[[int], dict]]  # what is timed, and what is told of input k beside the time
 CPU = torch.device("cpu")
@@ -60,13 +60,22 @@ def step(args: argparse.Namespace, way: str) -> Work:
     """Full training steps on batches of 32 real rows, cut at 128 tokens; of 16 windows cut at 384 for SQuAD."""
     task, rows, size, length = squad(args) if args.task == "SQuAD" else glue(args)
     model = masked_model(task.model_class, args, way, getattr(task, "labels", 2))
-    tell = telling(args.task, rows, size, length)
+    precision, figures = "bf16" if args.bf16 else "fp32", telling(args.task, rows, size, length)
+
+    def tell(k: int) -> dict:
+        return {**figures(k), "precision": precision}
+
     if way == "ours":
-        trainer = Trainer(model, task, Recipe(2e-5, size), CPU)
+        trainer = Trainer(model, task, Recipe(2e-5, size, precision=precision), CPU)
         model.train()
         return lambda k: trainer.step([taken(rows, size, k)], 2e-5, (SEED, 0, k)), tell
     loop = plain.Loop(model)
-    return lambda k: loop.step(plain_batch(task, taken(rows, size, k), length)), tell
+
+    def padded(k: int) -> None:
+        with autocast(CPU, precision):
+            loop.step(plain_batch(task, taken(rows, size, k), length))
+
+    return padded, tell
 
 
 def glue(args: argparse.Namespace) -> tuple[GlueTask, Rows, int, int]:
