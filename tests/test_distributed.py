@@ -94,7 +94,7 @@ def test_two_processes_give_the_losses_masks_and_scores_of_one(start, place, tmp
     np.testing.assert_allclose(losses(two), losses(one), atol=1e-5, rtol=0)
     assert len(digests(one)) == 2 and digests(two) == digests(one)
     for mine, theirs in zip(results(one), results(two), strict=True):
-        assert theirs["metrics"] == pytest.approx(mine["metrics"], abs=1e-5)
+        assert theirs["metrics"] == pytest.approx(mine["metrics"], rel=1e-5, abs=1e-5)
     # the second process says and writes nothing
     assert both[1].out == "" and both[1].errors() == [] and both[0].out.count("round") == single.out.count("round")
     assert names(two) == names(one)
