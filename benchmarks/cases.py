@@ -91,12 +91,11 @@ class Case:
     def padded(self, number: int) -> dict[str, torch.Tensor]:
         """Batch `number` as a Hugging Face model takes it."""
         rows = self.taken(number)
-        batch = plain.padded(self.rows, rows, self.length)
         if self.kind == "glue":
-            return {**batch, "labels": torch.from_numpy(self.labels[rows])}
+            return plain.glue_batch(self.task.train, rows, self.length)
         if self.kind == "squad":
-            starts = torch.from_numpy(self.labels[rows] + 5)
-            return {**batch, "start_positions": starts, "end_positions": starts + 4}
+            return plain.squad_batch(self.task.train, rows, self.length)
+        batch = plain.padded(self.rows, rows, self.length)
         chosen = torch.rand(batch["input_ids"].shape, generator=torch.Generator().manual_seed(number)) < 0.15
         return {**batch, "labels": torch.where(chosen, batch["input_ids"], -100)}
 

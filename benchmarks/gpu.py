@@ -22,7 +22,7 @@ from cases import BATCHES, CASES, SEED, Case, models, plain
 from transformers import BertConfig
 
 from utils import masks
-from utils.training import Recipe, Trainer, autocast
+from utils.training import Recipe, Trainer
 
 WAYS = ("ours", "recorded", "compiled", "plain", "trainer")  # ours; replayed CUDA graphs; --compile, which is both; two others
 
@@ -40,13 +40,9 @@ def our_step(case: Case, device: torch.device, way: str) -> Callable[[int], obje
 
 def plain_step(case: Case, device: torch.device) -> Callable[[int], object]:
     """A step of the plain loop."""
-    loop, batches = plain.Loop(case.model("sdpa").to(device)), [case.padded(number) for number in range(BATCHES)]
-
-    def step(number: int) -> None:
-        with autocast(device, "bf16"):
-            loop.step({key: value.to(device) for key, value in batches[number % BATCHES].items()})
-
-    return step
+    loop = plain.Loop(case.model("sdpa").to(device), precision="bf16")
+    batches = [case.padded(number) for number in range(BATCHES)]
+    return lambda number: loop.step({key: value.to(device) for key, value in batches[number % BATCHES].items()})
 
 
 def wait(device: torch.device) -> None:

@@ -24,7 +24,7 @@ from utils.glue import GlueTask  # noqa: E402
 from utils.rows import Rows  # noqa: E402
 from utils.squad import AnswerOptions, SquadTask  # noqa: E402
 from utils.text import load_blocks  # noqa: E402
-from utils.training import Recipe, Trainer, autocast  # noqa: E402
+from utils.training import Recipe, Trainer  # noqa: E402
 
 Work = tuple[Callable[[int], object], Callable[[int], dict]]  # what is timed, and what is told of input k beside the time
 CPU = torch.device("cpu")
@@ -69,13 +69,8 @@ def step(args: argparse.Namespace, way: str) -> Work:
         trainer = Trainer(model, task, Recipe(2e-5, size, precision=precision), CPU)
         model.train()
         return lambda k: trainer.step([taken(rows, size, k)], 2e-5, (SEED, 0, k)), tell
-    loop = plain.Loop(model)
-
-    def padded(k: int) -> None:
-        with autocast(CPU, precision):
-            loop.step(plain_batch(task, taken(rows, size, k), length))
-
-    return padded, tell
+    loop = plain.Loop(model, precision=precision)
+    return lambda k: loop.step(plain_batch(task, taken(rows, size, k), length)), tell
 
 
 def glue(args: argparse.Namespace) -> tuple[GlueTask, Rows, int, int]:
@@ -97,10 +92,8 @@ def squad(args: argparse.Namespace) -> tuple[SquadTask, Rows, int, int]:
 
 def plain_batch(task, indices: np.ndarray, length: int) -> dict[str, torch.Tensor]:
     """The batch as Hugging Face's model takes it."""
-    if isinstance(task, GlueTask):
-        return plain.glue_batch(task.train, indices, length)
-    places = {f"{end}_positions": getattr(task.train, end)[indices].astype(np.int64) for end in ("start", "end")}
-    return {**plain.padded(task.train.rows, indices, length), **{k: torch.from_numpy(v) for k, v in places.items()}}
+    make = plain.glue_batch if isinstance(task, GlueTask) else plain.squad_batch
+    return make(task.train, indices, length)
 
 
 def evaluation(args: argparse.Namespace, way: str) -> Work:

@@ -16,6 +16,7 @@ from transformers import BertForSequenceClassification
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils import glue_data, models  # noqa: E402 - the data only: rows and labels are the same for both ways
 from utils.rows import Rows  # noqa: E402
+from utils.training import autocast  # noqa: E402
 
 
 def padded(rows: Rows, indices: np.ndarray, length: int) -> dict[str, torch.Tensor]:
@@ -34,17 +35,24 @@ def glue_batch(train: tuple[Rows, np.ndarray], indices: np.ndarray, length: int)
     return {**padded(train[0], indices, length), "labels": torch.from_numpy(train[1][indices])}
 
 
-class Loop:
-    """A Hugging Face model in training: forward, backward, clip, AdamW."""
+def squad_batch(windows, indices: np.ndarray, length: int) -> dict[str, torch.Tensor]:
+    """Padded windows with the places where their answers start and end."""
+    places = {f"{end}_positions": getattr(windows, end)[indices].astype(np.int64) for end in ("start", "end")}
+    return {**padded(windows.rows, indices, length), **{name: torch.from_numpy(place) for name, place in places.items()}}
 
-    def __init__(self, model: torch.nn.Module, rate: float = 2e-5):
-        self.model = model
+
+class Loop:
+    """A Hugging Face model in training: forward, backward, clip, AdamW; `precision` "bf16": under autocast."""
+
+    def __init__(self, model: torch.nn.Module, rate: float = 2e-5, precision: str = "fp32"):
+        self.model, self.precision = model, precision
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=rate, eps=1e-8, weight_decay=0.0)
 
     def step(self, batch: dict[str, torch.Tensor]) -> float:
         """One optimizer step; its loss."""
         self.model.train()
-        loss = self.model(**batch).loss
+        with autocast(self.model.device, self.precision):
+            loss = self.model(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()

@@ -21,6 +21,7 @@ from utils.squad import AnswerOptions, SquadTask
 from utils.training import Recipe, Trainer
 from utils.watch import Watch
 
+CPU = torch.device("cpu")
 NEAR_TIES = 60  # of 593,920 weights; 26 were seen, where another rule or schedule makes thousands
 CLASSES = (models.SequenceClassifier, models.QuestionAnswerer, models.MaskedLanguageModel)
 
@@ -133,15 +134,17 @@ class LiteralAdamW:
             p.add_(p, alpha=-lr * decay)
 
 
-def released_rounds(source, task, order, head, rates, steps=12, rounds=10):
+def released_rounds(source, task, folder, rates, steps=12, rounds=10):
     """The released IMP by transformers' model and operations one by one: the losses of each round, and the mask after it."""
+    order, head = np.load(folder / "order.npz"), np.load(folder / "init_head.npz")
     model = BertForSequenceClassification.from_pretrained(source, num_labels=2, attn_implementation="sdpa")
     model.classifier.load_state_dict({key.removeprefix("classifier."): torch.from_numpy(value) for key, value in head.items()})
     theta = {name: p.detach().clone() for name, p in model.bert.named_parameters()}
     modules = masks.prunable(model)
     for module in modules.values():
         prune.identity(module, "weight")
-    alive, taken = {}, [rows for epoch in order for rows in np.split(epoch, range(32, len(epoch), 32))]
+    epochs = [order[f"epoch_{epoch}"] for epoch in range(len(order.files))]
+    alive, taken = {}, [rows for epoch in epochs for rows in np.split(epoch, range(32, len(epoch), 32))]
     for round_ in range(rounds):
         model.train()
         optimizer, losses = LiteralAdamW(model.parameters(), 1e-8), []
@@ -172,22 +175,21 @@ def test_ten_rounds_as_released_give_the_released_masks(golden, source, tasks, t
     some after them.
     """
     folder = golden / "imp" / "glue_mrpc"
-    expected, order, head = as_stored(monkeypatch, folder), np.load(folder / "order.npz"), np.load(folder / "init_head.npz")
+    expected = as_stored(monkeypatch, folder)
     ended = launch.run("LT_glue.py", *mrpc_flags(golden, source, tmp_path, 13), "--save_steps", 12, "--as_released")
     assert ended.code == 0, ended.err
-    epochs = [order[f"epoch_{epoch}"] for epoch in range(len(order.files))]
-    plain_rounds = released_rounds(source, tasks[1], epochs, head, [step["lr"] for step in expected["steps"]])
-    records, apart = watches[0].records, []
+    plain_rounds = released_rounds(source, tasks[1], folder, [step["lr"] for step in expected["steps"]])
+    records, apart = list(watches[0].records), []
     for number, (plain_losses, plain_mask) in enumerate(plain_rounds, 1):
         found = torch.load(tmp_path / "out" / f"checkpoint-{12 * number}" / "mask.pt", weights_only=True)
         assert_same_mask(found, plain_mask)
-        assert [record["loss"] for record in records][12 * (number - 1) : 12 * number] == plain_losses
+        assert [record["loss"] for record in records[12 * (number - 1) : 12 * number]] == plain_losses
         stored = golden_mask(folder / f"mask_{number:02d}.npz")
         apart.append(sum(int((found[key] != stored[key]).sum()) for key in stored))
         assert sum(int((~m).sum()) for m in found.values()) == expected["rounds"][number - 1]["pruned"]
     same = 12 * [*(bits > 0 for bits in apart), True].index(True) + 12  # steps that masks like the reference's were trained
     assert same >= 60 and max(apart) <= NEAR_TIES
-    assert_same_steps(list(records)[:same], expected["steps"][:same], 1e-5)
+    assert_same_steps(records[:same], expected["steps"][:same], 1e-5)
     assert_same_steps(records, expected["steps"], 1e-3)
     assert [row["metrics"] for row in results(tmp_path / "out") if row["final"]] == expected["result_pt"]
     assert_same_state(watches[0].trainer.model, folder, 1e-4 if any(apart) else 1e-5)
@@ -215,36 +217,37 @@ def test_a_fine_tuning_of_the_released_mask_gives_its_losses_and_logits(golden, 
 
 @pytest.mark.parametrize("name", ["MRPC", "STS-B", "squad"])
 def test_a_batch_as_released_has_transformers_loss_and_gradients_to_the_last_bit(golden, source, tmp_path, name, monkeypatch):
-    task, rows = padded_task(golden, source, tmp_path, name), np.arange(24)
-    reference = BertForQuestionAnswering if name == "squad" else BertForSequenceClassification
-    labels = 2 if name == "squad" else task.labels
+    rows = np.arange(24)
+    if name == "squad":
+        task, reference, labels = read_squad(golden, source, tmp_path, 48), BertForQuestionAnswering, 2
+        padded = plain.squad_batch(task.train, rows, 48)
+    else:
+        task = read_glue(golden, source, tmp_path, name, 48)
+        reference, labels, padded = BertForSequenceClassification, task.labels, plain.glue_batch(task.train, rows, 48)
     model = models.load_model(task.model_class, source, models.load_config(source, num_labels=labels), 57)
     theirs = reference.from_pretrained(source, num_labels=labels, attn_implementation="sdpa")
     theirs.load_state_dict({k: v for k, v in model.state_dict().items() if k in theirs.state_dict()})
-    batch = task.train_batch(rows, (57, 0, 0, 0), torch.device("cpu"))
-    flat = {"input_ids": batch.packed.ids, "token_type_ids": batch.packed.types}
-    kept = {"attention_mask": (torch.arange(48) < batch.packed.lengths[:, None]).long()}
-    answers = {"start_positions": batch.start, "end_positions": batch.end} if name == "squad" else {"labels": batch.labels}
-    found = task.loss(model.train(), batch)
-    expected = theirs.train()(**{key: value.view(24, 48) for key, value in flat.items()}, **kept, **answers).loss
+    found, expected = task.loss(model.train(), task.train_batch(rows, (57, 0, 0, 0), CPU)), theirs.train()(**padded).loss
     found.backward()
     expected.backward()
-    assert found.item() == expected.item() and len(set(batch.packed.lengths.tolist())) > 1
+    assert found.item() == expected.item() and len(set(padded["attention_mask"].sum(1).tolist())) > 1
     gradients = {key: p.grad for key, p in model.named_parameters()}
     assert [key for key, p in theirs.named_parameters() if not torch.equal(p.grad, gradients[key])] == []
     monkeypatch.setattr(training, "ACTIVATION_BYTES", 1)  # and is not worked on in parts, which would round otherwise
-    assert [len(part) for _, part, _ in Trainer(model, task, Recipe(1e-3, 24), torch.device("cpu")).parts([rows])] == [24]
+    assert [len(part) for _, part, _ in Trainer(model, task, Recipe(1e-3, 24), CPU).parts([rows])] == [24]
 
 
-def padded_task(golden, source, cache, name):
-    """A task whose rows are padded to 48 tokens, as --as_released does."""
-    tokenizer = models.load_tokenizer(source, True)
-    if name == "squad":
-        task, file = SquadTask(AnswerOptions(), 48), str(golden / "assets" / "squad" / "train-v1.1.json")
-        task.train = squad_data.load(file, False, True, tokenizer, 48, 16, 12, 1, cache, False)[1]
-    else:
-        task = GlueTask(glue_data.find_spec(name), 48)
-        task.read(golden / "assets" / "glue" / name, tokenizer, 48, train=True, dev=False, cache_dir=cache)
+def read_glue(golden, source, cache, name, length):
+    """A GLUE task of the reference with its training rows and one development set, padded to `length` if given."""
+    task = GlueTask(glue_data.find_spec(name), length)
+    task.read(golden / "assets" / "glue" / name, models.load_tokenizer(source, True), 48, train=True, dev=True, cache_dir=cache)
+    return task
+
+
+def read_squad(golden, source, cache, length):
+    """SQuAD of the reference with its training windows, padded to `length` if given."""
+    task, file = SquadTask(AnswerOptions(), length), str(golden / "assets" / "squad" / "train-v1.1.json")
+    task.train = squad_data.load(file, False, True, models.load_tokenizer(source, True), 48, 16, 12, 1, cache, False)[1]
     return task
 
 
@@ -259,12 +262,7 @@ def classifier(source):
 @pytest.fixture(scope="module")
 def tasks(golden, source, tmp_path_factory):
     """MRPC without padding, and padded to 48."""
-    tokenizer, found = models.load_tokenizer(source, True), []
-    for length in (None, 48):
-        found.append(GlueTask(glue_data.find_spec("MRPC"), length))
-        cache = tmp_path_factory.mktemp("cache")
-        found[-1].read(golden / "assets" / "glue" / "MRPC", tokenizer, 48, train=True, dev=True, cache_dir=cache)
-    return found
+    return [read_glue(golden, source, tmp_path_factory.mktemp("cache"), "MRPC", length) for length in (None, 48)]
 
 
 def batches(task, size=16):
@@ -279,10 +277,10 @@ def test_packed_and_padded_rows_give_the_same_losses(classifier, tasks):
     classifier.eval()
     for rows in batches(packed):
         with torch.no_grad():
-            losses = [float(task.loss(classifier, task.train_batch(rows, (), torch.device("cpu"))))
+            losses = [float(task.loss(classifier, task.train_batch(rows, (), CPU)))
                       for task in (packed, padded)]
         assert abs(losses[0] - losses[1]) < 1e-6
-        widths = [len(task.train_batch(rows, (), torch.device("cpu")).packed.slots) for task in (packed, padded)]
+        widths = [len(task.train_batch(rows, (), CPU).packed.slots) for task in (packed, padded)]
         assert widths == [packed.train[0].lengths()[rows].sum(), 48 * len(rows)]
 
 
@@ -293,7 +291,7 @@ def test_packed_and_padded_rows_give_the_same_gradients(source, tasks):
         found = []
         for task in tasks:
             model.zero_grad()
-            task.loss(model, task.train_batch(rows, (), torch.device("cpu"))).backward()
+            task.loss(model, task.train_batch(rows, (), CPU)).backward()
             found.append({name: p.grad.clone() for name, p in model.named_parameters()})
         packed, padded = found
         smallest = 1e-9 * max(gradient.abs().max() for gradient in padded.values())  # a key's bias has none but rounding
@@ -302,19 +300,13 @@ def test_packed_and_padded_rows_give_the_same_gradients(source, tasks):
 
 
 def test_the_encoder_computes_what_transformers_computes_on_padded_rows(source, classifier, tasks):
-    plain = BertForSequenceClassification.from_pretrained(source, num_labels=2, attn_implementation="eager").eval()
-    plain.classifier.load_state_dict(classifier.classifier.state_dict())
+    theirs = BertForSequenceClassification.from_pretrained(source, num_labels=2, attn_implementation="eager").eval()
+    theirs.classifier.load_state_dict(classifier.classifier.state_dict())
     classifier.eval()
     rows, _ = tasks[0].train
     for chosen in batches(tasks[0]):
-        width = int(rows.lengths()[chosen].max())
-        ids, types, attended = (torch.zeros(len(chosen), width, dtype=torch.int64) for _ in range(3))
-        for at, row in enumerate(chosen):
-            size = rows.lengths()[row]
-            ids[at, :size], types[at, :size] = (torch.from_numpy(part.astype(np.int64)) for part in rows[row])
-            attended[at, :size] = 1
         with torch.no_grad():
-            expected = plain(input_ids=ids, token_type_ids=types, attention_mask=attended).logits
+            expected = theirs(**plain.padded(rows, chosen, int(rows.lengths()[chosen].max()))).logits
             found = tasks[0].logits(classifier, pack(rows, chosen))
         assert (found - expected).abs().max() < 1e-5
 

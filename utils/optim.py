@@ -25,13 +25,12 @@ class ReleasedAdamW(torch.optim.AdamW):
         groups = [{"params": decayed}, {"params": plain}]
         super().__init__(groups, lr=lr, betas=(BETA1, BETA2), eps=eps, weight_decay=0.0, fused=fused)
         self.released_eps, self.released_decay, self.steps = eps, weight_decay, 0
-        self.one_kernel = fused
         self._step_supports_amp_scaling = False  # a step that GradScaler skips is not taken at all: no count, no decay
 
     @torch.no_grad()
     def step(self, closure=None):
         self.steps += 1
-        if self.one_kernel:
+        if self.defaults["fused"]:
             for group in self.param_groups:
                 group["eps"] = self.released_eps / math.sqrt(1 - BETA2**self.steps)
             super().step(closure)
