@@ -228,6 +228,20 @@ def test_the_curves_are_not_worth_the_run(place, tmp_path, monkeypatch, undistur
     assert (rows, contents) == (undisturbed[0], undisturbed[2])
 
 
+def test_a_gpu_short_of_memory_is_told_in_a_line_and_the_run_goes_on_later(place, tmp_path, monkeypatch, at_step, undisturbed):
+    def short():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB")
+
+    at_step(7, short)
+    ended = imp(place, tmp_path / "out", "--checkpoint_minutes", 0)
+    monkeypatch.undo()
+    (line,) = ended.errors()
+    assert ended.code == 1 and "CUDA out of memory. Tried to allocate 2.00 GiB; free some" in line
+    assert "--gradient_accumulation_steps" in line and newest(tmp_path / "out")
+    assert imp(place, tmp_path / "out", "--checkpoint_minutes", 0).code == 0
+    assert outcome(tmp_path / "out") == undisturbed
+
+
 def over_quota(*_, **__):
     raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 

@@ -66,6 +66,10 @@ def run(main: Callable[[], None]) -> None:
         distributed.leave()
     except (UserError, LossNotFinite) as error:
         _end(str(error), 2)
+    except torch.OutOfMemoryError as error:
+        said = ". ".join(str(error).split(". ")[:2])
+        _end(f"{said}; free some of the GPU's memory, and the same command goes on from the last checkpoint; or give half the "
+             "--per_gpu_train_batch_size and twice the --gradient_accumulation_steps, or --bf16, or leave --compile out", 1)
     except RuntimeError as error:
         if distributed.size() == 1:
             raise

@@ -3,9 +3,11 @@
 import collections
 import contextlib
 import gc
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
+from tqdm import tqdm
 
 from utils.rows import Batch
 
@@ -17,6 +19,7 @@ class Graphs:
 
     `loss(batch, *constants)` returns the loss to differentiate and, detached, the one to report. A recording reads parameters
     and masks where they stood and leaves gradients in buffers of this object: whoever changes them has to do so in place.
+    Recordings keep memory of their own for what a pass computes; where the GPU has not enough for that, they are given up.
     """
 
     def __init__(self, loss: Callable[..., tuple[torch.Tensor, torch.Tensor]], parameters: Iterable[torch.nn.Parameter]):
@@ -24,6 +27,7 @@ class Graphs:
         self._parameters = [p for p in parameters if p.requires_grad]
         self._gradients: list[torch.Tensor | None] | None = None  # None for a parameter that the loss does not depend on
         self._reported: torch.Tensor | None = None
+        self._given_up = False
         self._occurred: collections.Counter = collections.Counter()
         self._recorded: dict[tuple, tuple[Batch, torch.cuda.CUDAGraph]] = {}
         self._pool = None  # of memory, which all recordings may share: none leaves anything in it
@@ -33,20 +37,40 @@ class Graphs:
     def backward(self, batch: Batch, *constants: float) -> torch.Tensor:
         """Set the parameters' gradients where they are None, else add to them; the loss to report, [], until the next call."""
         adding = self._parameters[0].grad is not None
-        key = (batch.shape(), adding, constants)
-        self._occurred[key] += 1
-        known = key in self._recorded
         with self._aside():
-            if self._occurred[key] == 1 or (not known and len(self._recorded) == MOST):
-                self._compute(batch, adding, constants)  # at first kernels are loaded and compiled: not to be recorded
-            else:
-                if not known:
-                    graph = record(lambda: self._compute(batch, adding, constants), self._pool)
-                    self._recorded[key], self._pool = (batch, graph), graph.pool()
-                self._replay(*self._recorded[key], batch)
+            try:
+                self._work(batch, adding, constants)
+                short = False
+            except torch.OutOfMemoryError:
+                if self._given_up:
+                    raise
+                short = True  # mended below, where what the error held is free
+            if short:
+                self._give_up()
+                self._compute(batch, adding, constants)
+                tqdm.write("warning: the GPU has not enough memory to replay CUDA graphs; going on without", file=sys.stderr)
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
         return self._reported
+
+    def _work(self, batch: Batch, adding: bool, constants: tuple) -> None:
+        key = (batch.shape(), adding, constants)
+        self._occurred[key] += 1
+        known = key in self._recorded
+        if not known and (self._occurred[key] == 1 or len(self._recorded) == MOST or self._given_up):
+            self._compute(batch, adding, constants)  # at first kernels are loaded and compiled: not to be recorded
+            return
+        if not known:
+            graph = record(lambda: self._compute(batch, adding, constants), self._pool)
+            self._recorded[key], self._pool = (batch, graph), graph.pool()
+        self._replay(*self._recorded[key], batch)
+
+    def _give_up(self) -> None:
+        """Free what the recordings keep, and make no more."""
+        self._given_up = True
+        self._recorded.clear()
+        self._pool = None
+        torch.cuda.empty_cache()
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
@@ -90,8 +114,11 @@ def record(work: Callable[[], None], pool) -> torch.cuda.CUDAGraph:
         graph.capture_begin(pool)
         try:
             work()
-        finally:
-            graph.capture_end()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # what was recorded up to here may be of no use; the error tells why
+                graph.capture_end()
+            raise
+        graph.capture_end()
     return graph
 
 
