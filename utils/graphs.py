@@ -38,14 +38,7 @@ class Graphs:
         """Set the parameters' gradients where they are None, else add to them; the loss to report, [], until the next call."""
         adding = self._parameters[0].grad is not None
         with self._aside():
-            try:
-                self._work(batch, adding, constants)
-                short = False
-            except torch.OutOfMemoryError:
-                if self._given_up:
-                    raise
-                short = True  # mended below, where what the error held is free
-            if short:
+            if not self._fits(batch, adding, constants):  # what the error held is free by now
                 self._give_up()
                 self._compute(batch, adding, constants)
                 tqdm.write("warning: the GPU has not enough memory to replay CUDA graphs; going on without", file=sys.stderr)
@@ -53,14 +46,23 @@ class Graphs:
             parameter.grad = gradient
         return self._reported
 
-    def _work(self, batch: Batch, adding: bool, constants: tuple) -> None:
+    def _fits(self, batch: Batch, adding: bool, constants: tuple) -> bool:
+        """Replay, record or compute, if memory suffices. Raises OutOfMemoryError where recordings are given up already."""
+        try:
+            self._replay_or_compute(batch, adding, constants)
+        except torch.OutOfMemoryError:
+            if self._given_up:
+                raise
+            return False
+        return True
+
+    def _replay_or_compute(self, batch: Batch, adding: bool, constants: tuple) -> None:
         key = (batch.shape(), adding, constants)
         self._occurred[key] += 1
-        known = key in self._recorded
-        if not known and (self._occurred[key] == 1 or len(self._recorded) == MOST or self._given_up):
-            self._compute(batch, adding, constants)  # at first kernels are loaded and compiled: not to be recorded
-            return
-        if not known:
+        if key not in self._recorded:
+            if self._given_up or self._occurred[key] == 1 or len(self._recorded) == MOST:
+                self._compute(batch, adding, constants)  # at first kernels are loaded and compiled: not to be recorded
+                return
             graph = record(lambda: self._compute(batch, adding, constants), self._pool)
             self._recorded[key], self._pool = (batch, graph), graph.pool()
         self._replay(*self._recorded[key], batch)
