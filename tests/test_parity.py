@@ -1,427 +1,530 @@
-"""The released code's outputs, number by number: one-shot masks, ten rounds of IMP, a fine-tuning; and what they rest on."""
+"""The released code's outputs, number by number. Set LTH_GOLDEN to compare another folder of them.
 
+Every run in the folder is compared. `reference_adapter` holds all that depends on the structure of
+the project.
+"""
+
+import contextlib
+import copy
 import json
 import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import launch
 import numpy as np
 import pytest
+import reference_adapter as adapter
+import reference_runs
 import tiny
 import torch
 from launch import results
-from torch.nn.utils import prune
-from transformers import BertForPreTraining, BertForQuestionAnswering, BertForSequenceClassification
+from reference_adapter import Draws, Recording
+from reference_runs import GOLDEN, ReferenceRun, assets_of, read_json, read_mask
+from released_replay import can_replay
 
-from benchmarks import plain
-from utils import glue_data, masks, models, seeds, session, squad_data, training
-from utils.glue import GlueTask
-from utils.optim import ReleasedAdamW, linear_schedule
-from utils.rows import pack
-from utils.squad import AnswerOptions, SquadTask
-from utils.training import Recipe, Trainer
-from utils.watch import Watch
-
-CPU = torch.device("cpu")
-NEAR_TIES = 60  # of 593,920 weights; 26 were seen, where another rule or schedule makes thousands
-CLASSES = (models.SequenceClassifier, models.QuestionAnswerer, models.MaskedLanguageModel)
+NEAR_TIES = 1e-4  # of all weights; 26 of 593,920 were seen, other rules or schedules make thousands
+NOISE = 1e-4  # norm of a tensor that moved by rounding only
+FIRST_TIES = 8  # weights of the first mask that differs: later masks follow from it
+ASSETS = assets_of(GOLDEN)
+SOURCE = ASSETS / "model"
+SQUAD = ASSETS / "squad"
+CORRELATIONS = {"pearson", "spearmanr", "corr", "mcc", "perplexity"}  # continuous in the logits
 
 
-@pytest.fixture(scope="module")
-def source(golden):
-    return str(golden / "assets" / "model")
+def runs(what: str, chosen: Callable[[ReferenceRun], bool] = lambda run: True):
+    """A parameter `run` for each run in the folder `what`, or for the `chosen` ones."""
+    found = list(filter(chosen, reference_runs.found(GOLDEN, what)))
+    return pytest.mark.parametrize("run", found, ids=[run.folder.name for run in found])
 
 
-def golden_mask(path):
-    """A stored mask as bool tensors: `packbits` of each flattened matrix, its shape beside it."""
-    packed = np.load(path)
-    mask = {}
-    for key in packed.files:
-        if not key.endswith(".shape"):
-            shape = packed[f"{key}.shape"]
-            bits = np.unpackbits(packed[key])[: math.prod(shape)]
-            mask[key] = torch.from_numpy(bits.astype(bool)).view(*shape)
-    return mask
+def files(pattern: str) -> pytest.MarkDecorator:
+    """A parameter `path` for each file or folder of the reference."""
+    found = sorted(GOLDEN.glob(pattern))
+    return pytest.mark.parametrize("path", found, ids=[path.stem for path in found])
+
+
+def stored(name: str) -> dict:
+    """A JSON file of the reference; empty if there is none."""
+    return read_json(GOLDEN / name) if (GOLDEN / name).exists() else {}
+
+
+FEATURES, METRICS = stored("glue_features.json"), stored("glue_metrics.json")
+
+
+def test_the_folder_holds_reference_outputs(golden):
+    path = GOLDEN if "LTH_GOLDEN" in os.environ else golden
+    assert any(path.glob("*/*")), f"{path}: no reference outputs"
+    assert SOURCE.is_dir(), f"{SOURCE}: the reference model is missing"
+
+
+# ---- comparisons
 
 
 def assert_same_mask(found, expected):
-    assert set(found) == set(expected) and len(found) == 73
+    assert set(found) == set(expected)
     assert [key for key in found if not torch.equal(found[key], expected[key])] == []
-
-
-# ---- one-shot
-
-
-@pytest.mark.parametrize("model", ["glue", "squad", "pretrain"])
-def test_one_shot_masks_are_the_released_ones_whatever_the_task(golden, source, tmp_path, model):
-    files = sorted((golden / "omp").glob("*.npz"))
-    assert len(files) == 3
-    for file in files:
-        rate = file.stem.removeprefix("glue_")
-        ended = launch.run("oneshot.py", "--weight", "pre", "--model", model, "--rate", rate, "--model_name_or_path", source,
-                           "--output_dir", tmp_path / rate)
-        assert (ended.code, ended.err) == (0, "")
-        assert_same_mask(torch.load(tmp_path / rate / "mask.pt", weights_only=True), golden_mask(file))
-
-
-# ---- training
-
-
-@pytest.fixture
-def watches(monkeypatch):
-    """The watches of the runs: what each step's loss, learning rate and gradient norm were, and the model."""
-    made = []
-
-    class Kept(Watch):
-        def __init__(self, *args):
-            super().__init__(*args)
-            made.append(self)
-
-    monkeypatch.setattr(session, "Watch", Kept)
-    return made
-
-
-def as_stored(monkeypatch, folder):
-    """Let the run draw its head and the order of its rows as the reference did; returns what the reference recorded."""
-    order, head = np.load(folder / "order.npz"), np.load(folder / "init_head.npz")
-
-    def draw_head(model, seed):
-        model.classifier.weight.data.copy_(torch.from_numpy(head["classifier.weight"]))
-        model.classifier.bias.data.copy_(torch.from_numpy(head["classifier.bias"]))
-
-    monkeypatch.setattr(models, "draw_head", draw_head)
-    monkeypatch.setattr(seeds.Order, "permutation", lambda self, round_, epoch: order[f"epoch_{epoch}"])
-    return json.loads((folder / "run.json").read_text())
-
-
-def mrpc_flags(golden, source, tmp_path, epochs):
-    return ["--output_dir", tmp_path / "out", "--task_name", "MRPC", "--data_dir", golden / "assets" / "glue" / "MRPC",
-            "--cache_dir", tmp_path, "--model_name_or_path", source, "--do_train", "--do_eval", "--do_lower_case",
-            "--max_seq_length", 48, "--per_gpu_train_batch_size", 32, "--learning_rate", 5e-4, "--num_train_epochs", epochs,
-            "--seed", 57, "--no_cuda"]
 
 
 def assert_same_steps(found, expected, tolerance):
     assert len(found) == len(expected)
     for key, allowed in (("lr", 1e-12), ("loss", tolerance), ("grad_norm", tolerance)):
-        assert max(abs(a[key] - b[key]) for a, b in zip(found, expected, strict=True)) < allowed, key
+        apart = [abs(a[key] - b[key]) for a, b in zip(found, expected, strict=True)]
+        at = int(np.argmax(apart))
+        assert apart[at] < allowed, f"{key} of step {at}: {apart[at]} apart"
 
 
-def assert_same_state(model, folder, tolerance=1e-5):
-    """Sum and norm of every tensor of the final state."""
-    expected = json.loads((folder / "final_state_sums.json").read_text())
-    state = {name: value.double() for name, value in model.state_dict().items() if "position_ids" not in name}
-    assert set(state) == set(expected)
-    for name, (total, norm) in expected.items():
-        assert float(state[name].norm()) == pytest.approx(norm, rel=tolerance, abs=1e-6), name
-        assert float(state[name].sum()) == pytest.approx(total, abs=tolerance * max(1.0, norm) * state[name].numel() ** 0.5), name
+def assert_same_metrics(found, expected):
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        tolerance = 1e-4 if key in CORRELATIONS else 1e-6
+        wanted = pytest.approx(value, rel=tolerance, abs=tolerance, nan_ok=True)
+        assert found[key] == wanted, key
 
 
-class LiteralAdamW:
-    """The released optimizer's rule as it stands: eps joins the uncorrected root, decay acts on the new weight."""
+def assert_same_state(state, sums, tolerance):
+    """Sum and norm of every tensor of the final state.
 
-    def __init__(self, parameters, eps):
-        self.eps, self.step_count = eps, 0
-        self.state = [(p, torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
-
-    @torch.no_grad()
-    def step(self, lr, decays):
-        self.step_count += 1
-        for (p, first, second), decay in zip(self.state, decays, strict=True):
-            first.mul_(0.9).add_(p.grad, alpha=1 - 0.9)
-            second.mul_(0.999).addcmul_(p.grad, p.grad, value=1 - 0.999)
-            size = lr * math.sqrt(1 - 0.999**self.step_count) / (1 - 0.9**self.step_count)
-            p.addcdiv_(first, second.sqrt().add_(self.eps), value=-size)
-            p.add_(p, alpha=-lr * decay)
-
-
-def released_rounds(source, task, folder, rates, steps=12, rounds=10):
-    """The released IMP by transformers' model and operations one by one: the losses of each round, and the mask after it."""
-    order, head = np.load(folder / "order.npz"), np.load(folder / "init_head.npz")
-    model = BertForSequenceClassification.from_pretrained(source, num_labels=2, attn_implementation="sdpa")
-    model.classifier.load_state_dict({key.removeprefix("classifier."): torch.from_numpy(value) for key, value in head.items()})
-    theta = {name: p.detach().clone() for name, p in model.bert.named_parameters()}
-    modules = masks.prunable(model)
-    for module in modules.values():
-        prune.identity(module, "weight")
-    epochs = [order[f"epoch_{epoch}"] for epoch in range(len(order.files))]
-    alive, taken = {}, [rows for epoch in epochs for rows in np.split(epoch, range(32, len(epoch), 32))]
-    for round_ in range(rounds):
-        model.train()
-        optimizer, losses = LiteralAdamW(model.parameters(), 1e-8), []
-        for step, rows in enumerate(taken[round_ * steps : (round_ + 1) * steps]):
-            batch = plain.glue_batch(task.train, rows, 48)
-            loss = model(**batch).loss
-            model.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step(rates[round_ * steps + step], [0.0] * len(optimizer.state))
-            losses.append(loss.item())
-        sizes = torch.cat([(m.weight_orig * m.weight_mask).detach().abs().flatten() for m in modules.values()])
-        keep = torch.ones(len(sizes))
-        keep[sizes.argsort(stable=True)[: round((round_ + 1) / 10 * len(sizes))]] = 0
-        for (name, m), part in zip(modules.items(), keep.split([m.weight_mask.numel() for m in modules.values()]), strict=True):
-            m.weight_mask.copy_(part.view_as(m.weight_mask))
-            alive[name + ".weight_mask"] = m.weight_mask.bool().clone()
-        yield losses, dict(alive)
-        with torch.no_grad():
-            for name, p in model.bert.named_parameters():
-                p.copy_(theta[name.removesuffix("_orig")])
-
-
-def test_ten_rounds_as_released_give_the_released_masks(golden, source, tasks, tmp_path, monkeypatch, watches):
-    """Bit for bit those of the released operations on this machine, and within a near tie those of the reference's machine.
-
-    In the fifth round two weights at the threshold are 5e-6 of their size apart: another CPU's rounding may swap them, and
-    some after them.
+    Some biases have no gradient but rounding, as the last one of SQuAD's encoder: a constant does
+    not change a softmax. They stay at about 1e-5, and only their size is compared.
     """
-    folder = golden / "imp" / "glue_mrpc"
-    expected = as_stored(monkeypatch, folder)
-    ended = launch.run("LT_glue.py", *mrpc_flags(golden, source, tmp_path, 13), "--save_steps", 12, "--as_released")
+    assert set(state) == set(sums)
+    for name, (total, norm) in sums.items():
+        value = state[name].double()
+        if norm < NOISE:
+            assert float(value.norm()) < 2 * NOISE, name
+            continue
+        assert float(value.norm()) == pytest.approx(norm, rel=tolerance, abs=1e-6), name
+        allowed = tolerance * max(1.0, norm) * value.numel() ** 0.5
+        assert float(value.sum()) == pytest.approx(total, abs=allowed), name
+
+
+# ---- one replayed run
+
+
+def replayed(run: ReferenceRun, work: Path, *flags) -> tuple[Recording, list[dict]]:
+    """Run the script with the reference's draws.
+
+    Returns the recording, and the metrics of the model at each step that the reference evaluates.
+    """
+    draws = Draws(run.head, run.order, run.mlm_batches)
+    drawn = evaluation_batches(run, work) if run.kind == "mlm" else {}
+    found = []
+
+    def after_step(recording: Recording) -> None:
+        for _ in range(run.evaluation_steps.count(len(recording.steps))):
+            if run.kind == "mlm":
+                batches = drawn[len(recording.steps)]
+                found.append(released_mlm_metrics(recording, batches))
+            else:
+                found.append(recording.evaluate())
+
+    with adapter.recorded(draws, after_step) as recording:
+        ended = launch.run(run.script, *run.flags(work), *flags)
     assert ended.code == 0, ended.err
-    plain_rounds = released_rounds(source, tasks[1], folder, [step["lr"] for step in expected["steps"]])
-    records, apart = list(watches[0].records), []
-    for number, (plain_losses, plain_mask) in enumerate(plain_rounds, 1):
-        found = torch.load(tmp_path / "out" / f"checkpoint-{12 * number}" / "mask.pt", weights_only=True)
-        assert_same_mask(found, plain_mask)
-        assert [record["loss"] for record in records[12 * (number - 1) : 12 * number]] == plain_losses
-        stored = golden_mask(folder / f"mask_{number:02d}.npz")
-        apart.append(sum(int((found[key] != stored[key]).sum()) for key in stored))
-        assert sum(int((~m).sum()) for m in found.values()) == expected["rounds"][number - 1]["pruned"]
-    same = 12 * [*(bits > 0 for bits in apart), True].index(True) + 12  # steps that masks like the reference's were trained
-    assert same >= 60 and max(apart) <= NEAR_TIES
-    assert_same_steps(records[:same], expected["steps"][:same], 1e-5)
-    assert_same_steps(records, expected["steps"], 1e-3)
-    assert [row["metrics"] for row in results(tmp_path / "out") if row["final"]] == expected["result_pt"]
-    assert_same_state(watches[0].trainer.model, folder, 1e-4 if any(apart) else 1e-5)
+    return recording, found
 
 
-def test_a_fine_tuning_of_the_released_mask_gives_its_losses_and_logits(golden, source, tmp_path, monkeypatch, watches):
-    folder = golden / "finetune" / "glue_mrpc_omp0.5"
-    expected = as_stored(monkeypatch, folder)
-    masks.save(golden_mask(golden / "omp" / "glue_0.5.npz"), tmp_path / "mask.pt", {})
-    flags = mrpc_flags(golden, source, tmp_path, 3)
-    ended = launch.run("glue_trans.py", *flags, "--dir", "pre", "--mask_dir", tmp_path / "mask.pt",
-                       "--logging_steps", 10, "--evaluate_during_training")
-    assert ended.code == 0, ended.err
-    assert_same_steps(watches[0].records, expected["steps"], 1e-5)
-    sparsity, *metrics, last = expected["result_pt"]  # the released code evaluates the last step twice
-    rows = results(tmp_path / "out")
-    assert [row["metrics"] for row in rows] == metrics and rows[-1]["metrics"] == last
-    assert [row["step"] for row in rows] == [10, 20, 30]
-    assert all(100 * row["sparsity"] == sparsity for row in rows)
-    trainer = watches[0].trainer
-    logits = trainer.task.predict(trainer.model, trainer.task.dev["dev"][0], trainer.device)
-    assert np.abs(logits - np.load(folder / "eval_logits.npz")["logits"]).max() < 1e-4
-    assert_same_state(trainer.model, folder)
+def evaluation_batches(run: ReferenceRun, work: Path) -> dict[int, list]:
+    """MLM: the released code's masked evaluation batches, by the step of the evaluation.
+
+    They are drawn again together with the training batches, which must be the stored ones.
+    """
+    size = int(run.number("block_size"))
+    text = [
+        adapter.mlm_blocks(run.assets / "text" / name, run.assets / "model", size, work)
+        for name in ("en.train", "en.valid")
+    ]
+    t, drawn, training = text[0], {}, 0
+    pairs = reference_runs.redrawn(
+        run, t.blocks, text[1].blocks, t.special_ids, t.mask_id, t.vocab_size
+    )
+    for what, step, ids, labels in pairs:
+        if what == "dev":
+            drawn.setdefault(step, []).append((ids, labels))
+        else:
+            for ours, theirs in zip((ids, labels), run.mlm_batches[training], strict=True):
+                assert np.array_equal(ours, theirs), f"training batch {training}: other masks"
+            training += 1
+    assert training == len(run.mlm_batches)
+    return drawn
 
 
-@pytest.mark.parametrize("name", ["MRPC", "STS-B", "squad"])
-def test_a_batch_as_released_has_transformers_loss_and_gradients_to_the_last_bit(golden, source, tmp_path, name, monkeypatch):
-    rows = np.arange(24)
-    if name == "squad":
-        task, reference, labels = read_squad(golden, source, tmp_path, 48), BertForQuestionAnswering, 2
-        padded = plain.squad_batch(task.train, rows, 48)
+def released_mlm_metrics(recording: Recording, batches: list) -> dict[str, float]:
+    """Mean of the batches' losses, and their accuracies weighted by all tokens, in percent."""
+    scores = [recording.mlm_scores(*batch) for batch in batches]
+    tokens = [ids.size for ids, _ in batches]
+    accuracy = sum(hits * n for (_, hits), n in zip(scores, tokens, strict=True)) / sum(tokens)
+    loss = sum(loss for loss, _ in scores) / len(scores)
+    return {"perplexity": math.exp(loss), "acc": 100 * accuracy}
+
+
+# ---- one-shot pruning
+
+
+@pytest.mark.parametrize("model", ["glue", "squad", "pretrain"])
+@files("omp/*.npz")
+def test_one_shot_masks(path, model, tmp_path):
+    rate = path.stem.rpartition("_")[2]
+    flags = ["--weight", "pre", "--model", model, "--rate", rate, "--model_name_or_path", SOURCE]
+    ended = launch.run("oneshot.py", *flags, "--output_dir", tmp_path)
+    assert (ended.code, ended.err) == (0, "")
+    assert_same_mask(adapter.read_mask(tmp_path / "mask.pt"), read_mask(path))
+
+
+# ---- IMP
+
+
+@runs("imp")
+def test_imp_as_released(run, tmp_path):
+    compare_imp(run, tmp_path)
+
+
+def compare_imp(run: ReferenceRun, work: Path) -> None:
+    """Compare a run of IMP with the reference.
+
+    For GLUE, losses and masks equal those of the released operations on this machine bit for bit.
+    Masks equal the stored ones up to near ties: if two weights at the threshold differ by rounding
+    only, another CPU may swap them, and some weights of the later masks follow.
+    """
+    with replay(run, work / "replay.pt") as rounds_on_this_machine:
+        recording, metrics = replayed(run, work, "--as_released")
+    check_imp(run, recording, metrics, work / "out", rounds_on_this_machine)
+
+
+def check_imp(
+    run: ReferenceRun, recording: Recording, metrics: list[dict], out: Path, replayed_rounds: list
+) -> None:
+    """Compare what our run recorded and wrote to `out`."""
+    masks = masks_by_size(recording, out)
+    rounds, steps = run.record["rounds"], recording.steps
+    stored_masks = run.masks
+    assert len(stored_masks) == len(rounds)
+    apart = []
+    for mask, entry in zip(stored_masks, rounds, strict=True):
+        folder, ours = masks[entry["pruned"]]
+        assert run.kind == "mlm" or folder == entry["checkpoint"]
+        assert set(ours) == set(mask) and sum(m.numel() for m in ours.values()) == entry["total"]
+        apart.append(sum(int((ours[key] != mask[key]).sum()) for key in mask))
+    done = 0
+    for number, (losses, mask) in enumerate(replayed_rounds):
+        assert_same_mask(masks[rounds[number]["pruned"]][1], mask)
+        assert [step["loss"] for step in steps[done : done + len(losses)]] == losses
+        done += len(losses)
+    assert max(apart) <= NEAR_TIES * rounds[0]["total"], apart
+    assert next((bits for bits in apart if bits), 0) <= FIRST_TIES, apart
+    assert len(steps) == len(run.steps)
+    same = steps_before_a_near_tie(run, apart)
+    assert_same_steps(steps[:same], run.steps[:same], 1e-5)
+    assert_same_steps(steps, run.steps, 1e-3)
+    assert len(metrics) == len(run.metrics)
+    for found, expected in zip(metrics, run.metrics, strict=True):
+        assert_same_metrics(found, expected)
+    rows = [row["metrics"] for row in results(out) if row["final"]]
+    if run.kind != "mlm" and len(rows) == len(run.metrics):
+        for found, expected in zip(rows, run.metrics, strict=True):
+            assert_same_metrics(found, expected)
+    if (run.folder / "final_state_sums.json").exists():
+        assert_same_state(recording.state(), run.state_sums, 1e-4 if any(apart) else 1e-5)
+
+
+def steps_before_a_near_tie(run: ReferenceRun, apart: list[int]) -> int:
+    """Number of steps trained with masks equal to the stored ones."""
+    first = next((at for at, bits in enumerate(apart) if bits), None)
+    if first is None:
+        return len(run.steps)
+    length = int(run.number("save_steps"))
+    return (first + (run.kind != "mlm")) * length - (run.kind == "squad")
+
+
+def masks_by_size(recording: Recording, out: Path) -> dict[int, tuple[str, dict]]:
+    """Folder and mask of each round, by the number of pruned weights."""
+    found = {path.parent.name: adapter.read_mask(path) for path in out.glob("*/mask.pt")}
+    found["before training"] = recording.first_mask
+    return {reference_runs.pruned(mask): (name, mask) for name, mask in found.items()}
+
+
+@contextlib.contextmanager
+def replay(run: ReferenceRun, out: Path):
+    """The rounds by transformers' operations, computed meanwhile; empty if there is no replay."""
+    rounds = []
+    if not can_replay(run):
+        yield rounds
+        return
+    command = [sys.executable, Path(__file__).parent / "released_replay.py"]
+    process = subprocess.Popen([*command, run.folder, run.assets, out])
+    try:
+        yield rounds
+        assert process.wait() == 0
+        rounds += torch.load(out, weights_only=True)
+    finally:
+        process.kill()
+
+
+# ---- fine-tuning
+
+
+@runs("finetune")
+def test_fine_tuning_as_released(run, tmp_path):
+    compare_fine_tuning(run, tmp_path, "--as_released")
+
+
+def same_by_the_papers_rules(run: ReferenceRun) -> bool:
+    """Whether --as_released changes no number of this run: GLUE but MNLI, in whole epochs."""
+    whole = run.number("max_steps") <= 0 and run.number("gradient_accumulation_steps") == 1
+    return run.kind == "glue" and run.task != "mnli" and whole
+
+
+@runs("finetune", same_by_the_papers_rules)
+def test_fine_tuning_by_the_papers_rules(run, tmp_path):
+    compare_fine_tuning(run, tmp_path)
+
+
+def compare_fine_tuning(run: ReferenceRun, work: Path, *flags) -> None:
+    """Compare steps, metrics, predictions, logits and final state of a fine-tuning."""
+    mask = run.mask()
+    if mask is not None:
+        adapter.write_mask(work / "mask.pt", mask)
+        flags = (*flags, "--mask_dir", work / "mask.pt")
+    recording, metrics = replayed(run, work, *flags)
+    assert_same_steps(recording.steps, run.steps, 1e-5)
+    assert len(metrics) == len(run.metrics)
+    for found, expected in zip(metrics, run.metrics, strict=True):
+        assert_same_metrics(found, expected)
+    rows = results(work / "out")
+    if run.sparsity is not None:
+        assert all(100 * row["sparsity"] == pytest.approx(run.sparsity, abs=1e-9) for row in rows)
+    assert rows[-1]["step"] == len(run.steps)
+    if run.kind != "mlm":
+        expected = dict(zip(run.evaluation_steps, run.metrics, strict=True))
+        for row in rows:
+            if row["step"] in expected:
+                assert_same_metrics(row["metrics"], expected[row["step"]])
+    if (run.folder / "eval_logits.npz").exists() and run.kind == "glue":
+        logits = np.load(run.folder / "eval_logits.npz")["logits"]
+        assert np.abs(recording.logits() - logits).max() < 1e-4
+    compare_predictions(run.folder, work / "out")
+    assert_same_state(recording.state(), run.state_sums, 1e-5)
+
+
+def compare_predictions(expected: Path, found: Path) -> None:
+    """SQuAD: the answers and n-best lists of the end."""
+    if (expected / "predictions_.json").exists():
+        ours, theirs = (read_json(path / "predictions_.json") for path in (found, expected))
+        assert ours == theirs
+    if (expected / "nbest_predictions_.json").exists():
+        assert_same_nbest(*(read_json(p / "nbest_predictions_.json") for p in (found, expected)))
+
+
+def assert_same_nbest(found: dict, expected: dict, tolerance: float = 1e-4) -> None:
+    assert found.keys() == expected.keys()
+    for name, entries in expected.items():
+        texts = [[entry["text"] for entry in each] for each in (found[name], entries)]
+        for key in ("probability", "start_logit", "end_logit"):
+            values = [entry[key] for entry in entries]
+            assert [entry[key] for entry in found[name]] == pytest.approx(values, abs=tolerance)
+        totals = [entry["start_logit"] + entry["end_logit"] for entry in entries]
+        for at, (ours, theirs) in enumerate(zip(*texts, strict=True)):
+            near = [i for i, total in enumerate(totals) if abs(total - totals[at]) < tolerance]
+            assert ours == theirs or ours in [texts[1][i] for i in near], (name, at)
+
+
+# ---- GLUE rows and metrics
+
+
+def unpadded(feature: dict) -> tuple[list[int], list[int]]:
+    """(ids, types) of a stored feature; its padding must be zeros after the attended tokens."""
+    size = sum(feature["attention_mask"])
+    for key in ("input_ids", "token_type_ids", "attention_mask"):
+        assert not any(feature[key][size:])
+    return feature["input_ids"][:size], feature["token_type_ids"][:size]
+
+
+@pytest.mark.parametrize("name", [name for name in FEATURES if not name.startswith("edge/")])
+def test_glue_rows(name):
+    task, split = name.split("/")
+    expected, folder = FEATURES[name], reference_runs.glue_folder(ASSETS, task)
+    for length, features in expected["features"].items():
+        data = adapter.load_glue(task, folder, split, SOURCE, int(length))
+        assert data.label_list == expected["labels"]
+        assert len(data.text_a) == len(data.labels) == expected["n_examples"]
+        first = expected["examples"]
+        assert data.text_a[: len(first)] == [row["text_a"] for row in first]
+        text_b = data.text_b or [None] * len(data.text_a)
+        assert text_b[: len(first)] == [row["text_b"] for row in first]
+        assert data.rows[: len(features)] == [unpadded(feature) for feature in features]
+        labels = [feature["label"] for feature in features]
+        assert data.labels[: len(features)] == pytest.approx(labels, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in FEATURES if name.startswith("edge/")])
+def test_glue_edge_cases(name):
+    for length, features in FEATURES[name]["features"].items():
+        for row, feature in zip(FEATURES[name]["examples"], features, strict=True):
+            found = adapter.glue_features(row["text_a"], row["text_b"], SOURCE, int(length))
+            assert found == unpadded(feature)
+
+
+@pytest.mark.parametrize("task", METRICS.get("metrics", {}))
+def test_glue_metrics(task):
+    expected = METRICS["metrics"][task]
+    predictions, labels = ("pf", "yf") if "pearson" in expected else ("p", "y")
+    found = adapter.glue_metrics(task, np.array(METRICS[predictions]), np.array(METRICS[labels]))
+    assert found.keys() == expected.keys()
+    assert found == pytest.approx(expected, rel=0, abs=1e-9)
+
+
+# ---- SQuAD windows and answers
+
+
+def window_sizes(path: Path) -> tuple[int, int, int]:
+    """Length, stride and longest question, from the name NAME_LENGTH_STRIDE_MAXQUERY."""
+    return tuple(int(part) for part in path.stem.split("_")[-3:])
+
+
+@files("squad/examples_*.json")
+def test_squad_examples(path):
+    file = SQUAD / f"{path.stem.partition('_')[2]}-v1.1.json"
+    expected = read_json(path)
+    keys = expected[0].keys()
+    found = [{k: e[k] for k in keys if k in e} for e in adapter.squad_examples(file, v2=False)]
+    for ours, theirs in zip(found, expected, strict=False):
+        assert len(ours) >= 5 and ours == {k: theirs[k] for k in ours}
+
+
+@files("squad/features_*.json")
+def test_squad_windows(path):
+    split, expected = path.stem.split("_")[1], read_json(path)
+    file, training = SQUAD / f"{split}-v1.1.json", split == "train"
+    found = adapter.squad_windows(file, SOURCE, window_sizes(path), training)
+    assert len(found) == expected["n_features"]
+    for ours, theirs in zip(found, expected["features"], strict=False):
+        ids, types = unpadded(theirs)
+        assert (ours["input_ids"], ours["token_type_ids"]) == (ids, types)
+        for key in ("example_index", "start_position", "end_position", "token_to_orig_map"):
+            assert ours[key] == theirs[key], key
+        context = theirs["token_is_max_context"]
+        wanted = [context.get(str(token), False) for token in range(len(ids))]
+        assert ours["token_is_max_context"] == wanted
+
+
+@files("squad/eval_*")
+def test_squad_answers(path):
+    file, given = SQUAD / "dev-v1.1.json", np.load(path / "logits.npz")
+    sizes = window_sizes(path)
+    found = adapter.answers_from_logits(file, SOURCE, sizes, given["start"], given["end"])
+    predictions = read_json(path / "predictions.json")
+    assert found[0] == predictions
+    assert_same_nbest(found[1], read_json(path / "nbest.json"), 1e-6)
+    expected = read_json(path / "metrics.json")
+    assert adapter.squad_metrics(file, predictions) == pytest.approx(expected, abs=1e-6)
+
+
+# ---- IMP for SQuAD and MLM, on a reference of our own in the same format
+
+
+@pytest.fixture(scope="module")
+def own_assets(tmp_path_factory) -> Path:
+    """A tiny model without dropout, with SQuAD data and text."""
+    assets = tmp_path_factory.mktemp("own") / "assets"
+    tiny.bert(assets / "model", dropout=0.0)
+    tiny.squad(assets / "squad")
+    tiny.text(assets / "text")
+    return assets
+
+
+def write_own_reference(kind: str, assets: Path, work: Path) -> ReferenceRun:
+    """Write what our --as_released run computes, in the format of the reference."""
+    folder = assets.parent / "imp" / f"{kind}_{work.name}"
+    folder.mkdir(parents=True)
+    common = {"gradient_accumulation_steps": "1", "weight_decay": "0.0", "learning_rate": "0.005"}
+    common |= {"adam_epsilon": "1e-08", "warmup_steps": "0", "max_grad_norm": "1.0", "seed": "57"}
+    common |= {"max_steps": "-1", "num_train_epochs": "10.0", "save_steps": "3"}
+    common |= {"logging_steps": "3", "evaluate_during_training": "True"}
+    common |= {"per_gpu_train_batch_size": "4", "per_gpu_eval_batch_size": "4"}
+    if kind == "squad":
+        args = {"max_seq_length": "64", "doc_stride": "24", "max_query_length": "16"}
+        args |= {"do_lower_case": "True", "n_best_size": "20", "max_answer_length": "30"}
     else:
-        task = read_glue(golden, source, tmp_path, name, 48)
-        reference, labels, padded = BertForSequenceClassification, task.labels, plain.glue_batch(task.train, rows, 48)
-    model = models.load_model(task.model_class, source, models.load_config(source, num_labels=labels), 57)
-    theirs = reference.from_pretrained(source, num_labels=labels, attn_implementation="sdpa")
-    theirs.load_state_dict({k: v for k, v in model.state_dict().items() if k in theirs.state_dict()})
-    found, expected = task.loss(model.train(), task.train_batch(rows, (57, 0, 0, 0), CPU)), theirs.train()(**padded).loss
-    found.backward()
-    expected.backward()
-    assert found.item() == expected.item() and len(set(padded["attention_mask"].sum(1).tolist())) > 1
-    gradients = {key: p.grad for key, p in model.named_parameters()}
-    assert [key for key, p in theirs.named_parameters() if not torch.equal(p.grad, gradients[key])] == []
-    monkeypatch.setattr(training, "ACTIVATION_BYTES", 1)  # and is not worked on in parts, which would round otherwise
-    assert [len(part) for _, part, _ in Trainer(model, task, Recipe(1e-3, 24), CPU).parts([rows])] == [24]
+        args = {"block_size": "32", "mlm": "True", "mlm_probability": "0.15"}
+    record = {"steps": [], "result_pt": [], "rounds": [], "args": common | args}
+    total = 29 if kind == "squad" else 27
+    draw = np.random.default_rng(3)
+    if kind == "squad":
+        sizes = (64, 24, 16)
+        file = assets / "squad" / "train-v1.1.json"
+        rows = len(adapter.squad_windows(file, assets / "model", sizes, training=True))
+        head = {"qa_outputs.weight": (2, 32), "qa_outputs.bias": (2,)}
+    else:
+        file = assets / "text" / "en.train"
+        rows = len(adapter.mlm_blocks(file, assets / "model", 32, work).blocks)
+        head = {"cls.predictions.transform.dense.bias": (32,)}
+    epochs = range(math.ceil(total / math.ceil(rows / 4)))
+    order = {f"epoch_{epoch}": draw.permutation(rows) for epoch in epochs}
+    np.savez(folder / "order.npz", **order)
+    values = {k: 0.1 * draw.standard_normal(shape).astype(np.float32) for k, shape in head.items()}
+    np.savez(folder / "init_head.npz", **values)
+    record["steps"] = [{}] * total
+    record["result_pt"] = [{}] * (10 if kind == "squad" else 9)
+    (folder / "run.json").write_text(json.dumps(record))
+    if kind == "mlm":
+        write_own_mlm_batches(folder, assets, work)
+    run = ReferenceRun(folder, assets, True)
+    recording, metrics = replayed(run, work, "--as_released")
+    masks = masks_by_size(recording, work / "out")
+    masks.pop(0, None)
+    for number, (size, (name, mask)) in enumerate(sorted(masks.items()), 1):
+        reference_runs.write_mask(folder / f"mask_{number:02d}.npz", mask)
+        weights = sum(m.numel() for m in mask.values())
+        record["rounds"].append({"checkpoint": name, "pruned": size, "total": weights})
+    state = {k: v.double() for k, v in recording.state().items()}
+    sums = {name: [float(v.sum()), float(v.norm())] for name, v in state.items()}
+    record |= {"steps": recording.steps, "result_pt": metrics}
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "final_state_sums.json").write_text(json.dumps(sums))
+    return ReferenceRun(folder, assets, True)
 
 
-def read_glue(golden, source, cache, name, length):
-    """A GLUE task of the reference with its training rows and one development set, padded to `length` if given."""
-    task = GlueTask(glue_data.find_spec(name), length)
-    task.read(golden / "assets" / "glue" / name, models.load_tokenizer(source, True), 48, train=True, dev=True, cache_dir=cache)
-    return task
+def write_own_mlm_batches(folder: Path, assets: Path, work: Path) -> None:
+    """The training batches, masked as the released code masks them."""
+    run = ReferenceRun(folder, assets, True)
+    names = ("en.train", "en.valid")
+    text = [adapter.mlm_blocks(assets / "text" / n, assets / "model", 32, work) for n in names]
+    t = text[0]
+    pairs = reference_runs.redrawn(
+        run, t.blocks, text[1].blocks, t.special_ids, t.mask_id, t.vocab_size
+    )
+    training = [(ids, labels) for what, _, ids, labels in pairs if what == "train"]
+    arrays = {f"input_ids_{n:03d}": ids for n, (ids, _) in enumerate(training)}
+    arrays |= {f"labels_{n:03d}": labels for n, (_, labels) in enumerate(training)}
+    np.savez(folder / "mlm_batches.npz", **arrays)
 
 
-def read_squad(golden, source, cache, length):
-    """SQuAD of the reference with its training windows, padded to `length` if given."""
-    task, file = SquadTask(AnswerOptions(), length), str(golden / "assets" / "squad" / "train-v1.1.json")
-    task.train = squad_data.load(file, False, True, models.load_tokenizer(source, True), 48, 16, 12, 1, cache, False)[1]
-    return task
-
-
-# ---- rows without padding
-
-
-@pytest.fixture(scope="module")
-def classifier(source):
-    return models.load_model(models.SequenceClassifier, source, models.load_config(source, num_labels=2), 57)
-
-
-@pytest.fixture(scope="module")
-def tasks(golden, source, tmp_path_factory):
-    """MRPC without padding, and padded to 48."""
-    return [read_glue(golden, source, tmp_path_factory.mktemp("cache"), "MRPC", length) for length in (None, 48)]
-
-
-def batches(task, size=16):
-    """Some batches of training rows: of all lengths, of one length, and a single row."""
-    lengths = task.train[0].lengths()
-    alike = np.flatnonzero(lengths == np.bincount(lengths).argmax())[:4]
-    return [np.arange(size), np.arange(size, 2 * size), alike, np.array([5])]
-
-
-def test_packed_and_padded_rows_give_the_same_losses(classifier, tasks):
-    packed, padded = tasks
-    classifier.eval()
-    for rows in batches(packed):
-        with torch.no_grad():
-            losses = [float(task.loss(classifier, task.train_batch(rows, (), CPU)))
-                      for task in (packed, padded)]
-        assert abs(losses[0] - losses[1]) < 1e-6
-        widths = [len(task.train_batch(rows, (), CPU).packed.slots) for task in (packed, padded)]
-        assert widths == [packed.train[0].lengths()[rows].sum(), 48 * len(rows)]
-
-
-def test_packed_and_padded_rows_give_the_same_gradients(source, tasks):
-    model = models.load_model(models.SequenceClassifier, source, models.load_config(source, num_labels=2), 57)
-    model.double().eval()
-    for rows in batches(tasks[0], 6):
-        found = []
-        for task in tasks:
-            model.zero_grad()
-            task.loss(model, task.train_batch(rows, (), CPU)).backward()
-            found.append({name: p.grad.clone() for name, p in model.named_parameters()})
-        packed, padded = found
-        smallest = 1e-9 * max(gradient.abs().max() for gradient in padded.values())  # a key's bias has none but rounding
-        for name in packed:
-            assert (packed[name] - padded[name]).abs().max() <= 1e-6 * max(smallest, padded[name].abs().max()), name
-
-
-def test_the_encoder_computes_what_transformers_computes_on_padded_rows(source, classifier, tasks):
-    theirs = BertForSequenceClassification.from_pretrained(source, num_labels=2, attn_implementation="eager").eval()
-    theirs.classifier.load_state_dict(classifier.classifier.state_dict())
-    classifier.eval()
-    rows, _ = tasks[0].train
-    for chosen in batches(tasks[0]):
-        with torch.no_grad():
-            expected = theirs(**plain.padded(rows, chosen, int(rows.lengths()[chosen].max()))).logits
-            found = tasks[0].logits(classifier, pack(rows, chosen))
-        assert (found - expected).abs().max() < 1e-5
-
-
-# ---- traps
-
-
-class Layers(torch.nn.Module):
-    def __init__(self, dtype):
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)
-            self.dense = torch.nn.Linear(5, 4, dtype=dtype)
-            self.LayerNorm = torch.nn.LayerNorm(4, dtype=dtype)
-
-
-def one_run(step_of, model, scale):
-    """20 steps on gradients of about the size `scale`; the parameters at the end."""
-    draw = torch.Generator().manual_seed(2)
-    for number in range(20):
-        for p in model.parameters():
-            p.grad = scale * torch.randn(p.shape, generator=draw, dtype=torch.float64).to(p.dtype)
-        step_of(1e-3 * (1 - number / 20))
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-@pytest.mark.parametrize("scale", [1e-8, 1e-6, 1.0])
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@pytest.mark.parametrize("fused", [True, False])
-def test_the_optimizer_follows_the_released_rule(scale, weight_decay, fused):
-    ours, literal = Layers(torch.float64), Layers(torch.float64)
-    optimizer = ReleasedAdamW(ours, 1e-3, 1e-8, weight_decay, fused)
-
-    def step(lr):
-        optimizer.set_lr(lr)
-        optimizer.step()
-
-    reference = LiteralAdamW(list(literal.parameters()), 1e-8)
-    decays = [weight_decay * (name == "dense.weight") for name, _ in literal.named_parameters()]
-    found, expected = one_run(step, ours, scale), one_run(lambda lr: reference.step(lr, decays), literal, scale)
-    assert (found - expected).abs().max() < 1e-14
-    assert fused or torch.equal(found, expected)
-    assert (found - torch.cat([p.flatten() for p in Layers(torch.float64).parameters()])).abs().max() > 1e-4
-
-
-def test_the_rule_of_torch_differs_where_gradients_are_small():
-    ours, theirs = Layers(torch.float64), Layers(torch.float64)
-    optimizer = ReleasedAdamW(ours, 1e-3, 1e-8, 0.0)
-    torch_rule = torch.optim.AdamW(theirs.parameters(), lr=1e-3, eps=1e-8, weight_decay=0.0)
-
-    def step(lr, of):
-        for group in of.param_groups:
-            group["lr"] = lr
-        of.step()
-
-    found = one_run(lambda lr: step(lr, optimizer), ours, 1e-7)
-    assert (found - one_run(lambda lr: step(lr, torch_rule), theirs, 1e-7)).abs().max() > 1e-4
-
-
-def test_a_step_that_the_loss_scaler_skips_leaves_no_trace():
-    def run(overflowing):
-        layers, scaler = Layers(torch.float32), torch.amp.GradScaler("cpu", init_scale=2.0**8)
-        optimizer = ReleasedAdamW(layers, 1e-3, 1e-8, 0.1)
-        for overflows in overflowing:
-            scaled = float(scaler.scale(torch.tensor(1e-7)))
-            for p in layers.parameters():
-                p.grad = torch.full_like(p, math.inf if overflows else scaled)
-            scaler.unscale_(optimizer)
-            scaler.step(optimizer)
-            scaler.update()
-        return torch.cat([p.detach().flatten() for p in layers.parameters()]), optimizer.steps, scaler.get_scale()
-
-    (found, steps, scale), (expected, _, _) = run([True, True, False, True, False]), run([False, False])
-    assert (steps, scale) == (2, 2.0**5)
-    assert torch.equal(found, expected)
-
-
-def test_the_schedule_is_linear_to_zero_after_the_warm_up():
-    rate = linear_schedule(2e-5, 10)
-    assert [rate(step) for step in (0, 5, 9, 10, 11)] == pytest.approx([2e-5, 1e-5, 2e-6, 0, 0], abs=1e-18)
-    warm = linear_schedule(2e-5, 10, warmup=4)
-    assert [warm(step) for step in (0, 1, 4, 7, 10)] == pytest.approx([0, 5e-6, 2e-5, 1e-5, 0], abs=1e-18)
-
-
-def test_every_task_has_the_pooler_with_its_pre_trained_weights(source):
-    whole = BertForPreTraining.from_pretrained(source).bert.state_dict()
-    for cls in CLASSES:
-        model = models.load_model(cls, source, models.load_config(source), 1)
-        state = model.bert.state_dict()
-        assert all(torch.equal(state[name], value) for name, value in whole.items())
-        assert "pooler.dense.weight" in state
-
-
-def test_a_model_path_that_ends_in_a_number_is_a_model_and_not_a_step(tmp_path):
-    bert = tiny.bert(tmp_path / "checkpoint-7")
-    data = tiny.glue(tmp_path / "RTE", "RTE", train=16, dev=8)
-    ended = launch.run("glue_trans.py", "--dir", "pre", "--task_name", "RTE", "--data_dir", data, "--max_seq_length", 32,
-                       "--model_name_or_path", bert, "--output_dir", tmp_path / "out-3", "--do_train", "--do_eval",
-                       "--max_steps", 2, "--no_cuda")
-    assert ended.code == 0, ended.err
-    assert [row["step"] for row in results(tmp_path / "out-3")] == [2]
-
-
-def test_a_tokenizer_without_a_length_limit_is_cut_by_the_flag(tmp_path):
-    tokenizer = models.load_tokenizer(str(tiny.bert(tmp_path / "bert")), True)
-    assert tokenizer.model_max_length > 10**9
-    tiny.glue(tmp_path / "SST-2", "SST-2")
-    rows, _ = glue_data.load(glue_data.find_spec("SST-2"), tmp_path / "SST-2", "train", tokenizer, 6)
-    assert rows.lengths().max() == 6
-
-
-def test_packed_rows_do_not_see_each_other(classifier, tasks):
-    classifier.eval()
-    rows, _ = tasks[0].train
-    with torch.no_grad():
-        together = tasks[0].logits(classifier, pack(rows, np.arange(8)))
-        alone = torch.cat([tasks[0].logits(classifier, pack(rows, np.array([at]))) for at in range(8)])
-    assert (together - alone).abs().max() < 1e-6
+@pytest.mark.parametrize("kind", ["squad", "mlm"])
+def test_imp_is_compared_for_every_task(kind, own_assets, tmp_path):
+    """The comparison accepts our own run. It rejects another loss, metric or mask."""
+    for folder in ("written", "found"):
+        (tmp_path / folder).mkdir()
+    run = write_own_reference(kind, own_assets, tmp_path / "written")
+    assert run.kind == kind and len(run.masks) == 10
+    assert run.folder in [each.folder for each in reference_runs.found(own_assets.parent, "imp")]
+    found = replayed(run, tmp_path / "found", "--as_released")
+    out = tmp_path / "found" / "out"
+    check_imp(run, *found, out, [])
+    for change in ("steps", "result_pt"):
+        changed, record = ReferenceRun(run.folder, own_assets, True), copy.deepcopy(run.record)
+        for key in record[change][4]:
+            record[change][4][key] += 0.01
+        changed.__dict__["record"] = record
+        with pytest.raises(AssertionError):
+            check_imp(changed, *found, out, [])
+    path = run.folder / "mask_05.npz"
+    mask = read_mask(path)
+    key = next(iter(mask))
+    mask[key][:10] = ~mask[key][:10]
+    reference_runs.write_mask(path, mask)
+    with pytest.raises(AssertionError):
+        check_imp(ReferenceRun(run.folder, own_assets, True), *found, out, [])

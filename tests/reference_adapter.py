@@ -1,0 +1,331 @@
+"""The only place where the parity and compatibility tests touch the project's internals.
+
+After a change of the project's structure, adapt this file and nothing else of these tests:
+
+- `recorded(draws, after_step, stop_after)`: scripts run inside it use the reference's random draws.
+  It yields a `Recording` of the steps, the model and the task.
+- `load_glue`, `glue_features`, `glue_metrics`: GLUE files to rows, texts to rows, predictions to
+  metrics.
+- `squad_examples`, `squad_windows`, `answers_from_logits`, `squad_metrics`: the same for SQuAD.
+- `mlm_blocks`: text to blocks, with the tokenizer's special ids.
+- `read_mask`, `write_mask`: a mask file as a user's script reads and writes it.
+- `read_perturbed`: perturbed weights as `--weight_pertub` reads them.
+"""
+
+import contextlib
+import os
+import signal
+import tempfile
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from utils import (
+    glue_data,
+    masks,
+    metrics,
+    mlm,
+    models,
+    seeds,
+    session,
+    squad_answers,
+    squad_data,
+    squad_json,
+    text,
+)
+from utils.rows import Rows, pack
+from utils.watch import Watch
+
+CPU = torch.device("cpu")
+STOPPED = 75  # exit code of a script that a signal stopped
+
+# ---- training
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What a run takes from the reference instead of its own generators; None: its own."""
+
+    head: dict[str, np.ndarray] | None = None  # initial values, by their names in the model
+    order: list[np.ndarray] | None = (
+        None  # rows of every epoch, for `--as_released` and fine-tuning
+    )
+    mlm_batches: list[tuple[np.ndarray, np.ndarray]] | None = None  # ids and labels, [B, W] each
+
+
+@dataclass
+class Recording:
+    """What a script did: every step it took itself, and what it trained."""
+
+    steps: list[dict[str, float]] = field(default_factory=list)  # loss, lr, grad_norm
+    model: torch.nn.Module | None = None
+    task: object = None
+    first_mask: dict[str, torch.Tensor] | None = None  # of the first step; empty: the dense model
+
+    def evaluate(self) -> dict[str, float]:
+        """The metrics of the model as it is, by the task's own evaluation."""
+        with tempfile.TemporaryDirectory() as folder:
+            return self.task.evaluate(self.model, CPU, "fp32", Path(folder), "")
+
+    def logits(self) -> np.ndarray:
+        """GLUE: logits of the first development set, float32 [n, labels]."""
+        rows = next(iter(self.task.dev.values()))[0]
+        return self.task.predict(self.model, rows, CPU)
+
+    @torch.no_grad()
+    def mlm_scores(self, ids: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+        """MLM: mean loss and accuracy over the masked tokens of one evaluation batch."""
+        self.model.eval()
+        batch = _mlm_batch(ids, labels)
+        logits = self.task.logits(self.model, batch).float()
+        hits = (logits.argmax(-1) == batch.targets).float().mean()
+        return float(F.cross_entropy(logits, batch.targets)), float(hits)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The model's tensors, masks included."""
+        return {k: v for k, v in self.model.state_dict().items() if "position_ids" not in k}
+
+
+@contextlib.contextmanager
+def recorded(
+    draws: Draws | None = None,
+    after_step: Callable[[Recording], None] | None = None,
+    stop_after: int | None = None,
+) -> Iterator[Recording]:
+    """Scripts run in this process use `draws`, and what they do is recorded.
+
+    `after_step(recording)` is called after each step, before any pruning. `stop_after`: a SIGTERM
+    arrives after that many steps, so that the script saves a checkpoint and exits.
+    """
+    draws, recording = draws or Draws(), Recording()
+
+    class Recorder(Watch):
+        def __init__(self, trainer, *args):
+            super().__init__(trainer, *args)
+            recording.model, recording.task = trainer.model, trainer.task
+            state = trainer.model.state_dict()
+            for name, value in (draws.head or {}).items():
+                state[name].copy_(torch.from_numpy(value))
+
+        def after_step(self, step, rate, loss, norm, batches):
+            if not recording.steps:
+                recording.first_mask = _mask_of(self.trainer.model)
+            recording.steps.append({"loss": float(loss), "lr": rate, "grad_norm": float(norm)})
+            if after_step:
+                after_step(recording)
+                self.trainer.model.train()
+            if len(recording.steps) == stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+            super().after_step(step, rate, loss, norm, batches)
+
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(mock.patch.object(session, "Watch", Recorder))
+        if draws.order is not None:
+            fixed = lambda self, round_, epoch: draws.order[epoch]  # noqa: E731
+            patches.enter_context(mock.patch.object(seeds.Order, "permutation", fixed))
+        if draws.mlm_batches is not None:
+            fed = _feeder(draws.mlm_batches)
+            patches.enter_context(mock.patch.object(mlm.MlmTask, "train_batch", fed))
+        yield recording
+
+
+def _mask_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.bool().clone() for k, v in model.named_buffers() if k.endswith("_mask")}
+
+
+def _feeder(batches: list[tuple[np.ndarray, np.ndarray]]) -> Callable:
+    """A `train_batch` that returns the stored batches in turn, if they mask our rows."""
+    stored = iter(batches)
+
+    def train_batch(self, rows, place, device):
+        ids, labels = next(stored)
+        ours = np.stack([self.train.gather(rows)[at][0] for at in range(len(rows))])
+        assert np.array_equal(np.where(labels == mlm.IGNORED, ours, labels), ours)
+        assert np.array_equal(ids[labels == mlm.IGNORED], ours[labels == mlm.IGNORED])
+        return _mlm_batch(ids, labels)
+
+    return train_batch
+
+
+def _mlm_batch(ids: np.ndarray, labels: np.ndarray) -> mlm.MlmBatch:
+    rows = Rows.from_lists(ids.tolist(), np.zeros_like(ids).tolist())
+    places = torch.from_numpy(np.flatnonzero(labels.ravel() != mlm.IGNORED))
+    targets = torch.from_numpy(labels.ravel())[places]
+    return mlm.MlmBatch(pack(rows, np.arange(len(rows))), max(1, len(targets)), places, targets)
+
+
+# ---- masks and weights
+
+
+def read_mask(path: Path) -> dict[str, torch.Tensor]:
+    """The mask in a file, as bool tensors."""
+    found = torch.load(path, weights_only=True)
+    return masks.load(
+        path, {name.removesuffix(".weight_mask"): m.shape for name, m in found.items()}
+    )
+
+
+def write_mask(path: Path, mask: dict[str, torch.Tensor]) -> None:
+    """Write a mask file that `--mask_dir` reads."""
+    masks.save(mask, path, {})
+
+
+def read_perturbed(path: Path | None, source: Path) -> dict[str, torch.Tensor]:
+    """The encoder of the model in `source` after `--weight_pertub path`; None: as it is."""
+    config = models.load_config(str(source), None, num_labels=2)
+    model = models.load_model(models.SequenceClassifier, str(source), config, 1)
+    models.perturb(model, path and str(path), "pre")
+    return {k: v for k, v in model.state_dict().items() if k.startswith("bert.")}
+
+
+# ---- data and metrics
+
+
+@dataclass(frozen=True)
+class GlueData:
+    """One split of a GLUE task. rows: ids and token types of each row, without padding."""
+
+    text_a: list[str]
+    text_b: list[str] | None
+    rows: list[tuple[list[int], list[int]]]
+    labels: np.ndarray
+    label_list: list[str | None]
+
+
+def load_glue(task: str, folder: Path, split: str, source: Path, length: int) -> GlueData:
+    """Read a split ("train" or "dev") of a GLUE folder."""
+    spec = glue_data.find_spec(task)
+    files = spec.files
+    file = files[split] if split in files else next(v for k, v in files.items() if k != "train")
+    examples = glue_data.read_examples(spec, folder / file)
+    rows = glue_data.features(examples, models.load_tokenizer(str(source), True), length)
+    labels = list(spec.labels or [None])
+    return GlueData(examples.text_a, examples.text_b, _lists(rows), examples.labels, labels)
+
+
+def glue_features(
+    text_a: str, text_b: str | None, source: Path, length: int
+) -> tuple[list[int], list[int]]:
+    """WordPiece ids and token types of one text or pair."""
+    pair = None if text_b is None else [text_b]
+    examples = glue_data.GlueExamples([text_a], pair, np.zeros(1, np.int64))
+    rows = glue_data.features(examples, models.load_tokenizer(str(source), True), length)
+    return _lists(rows)[0]
+
+
+def _lists(rows: Rows) -> list[tuple[list[int], list[int]]]:
+    return [(rows[at][0].tolist(), rows[at][1].tolist()) for at in range(len(rows))]
+
+
+def glue_metrics(task: str, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The metrics of one GLUE task."""
+    return metrics.glue_metrics(task, predictions, labels)
+
+
+def squad_examples(file: Path, v2: bool) -> list[dict]:
+    """The questions of a file, under the keys of the reference."""
+    return [
+        {
+            "qas_id": e.id,
+            "question_text": e.question,
+            "context_text": e.context,
+            "is_impossible": e.is_impossible,
+            "answers": [{"text": t, "answer_start": start} for t, start in e.answers],
+        }
+        for e in squad_json.read_squad(file, v2)
+    ]
+
+
+def _windows(file: Path, source: Path, sizes: tuple[int, int, int], training: bool, v2: bool):
+    examples = squad_json.read_squad(file, v2)
+    tokenizer = models.load_tokenizer(str(source), True)
+    return examples, squad_data.windows(examples, tokenizer, *sizes, training=training)
+
+
+def squad_windows(
+    file: Path, source: Path, sizes: tuple[int, int, int], training: bool, v2: bool = False
+) -> list[dict]:
+    """The windows of a file, under the keys of the reference and without padding.
+
+    sizes: window length, stride, longest question.
+    """
+    examples, found = _windows(file, source, sizes, training, v2)
+    features = []
+    for at in range(len(found)):
+        ids, types = found.rows[at]
+        begin, end = found.rows.starts[at : at + 2]
+        first, stop = int(found.first[at]), len(ids) - 1
+        chars = found.char_start[found.base[at] : found.base[at] + stop - first]
+        context = examples[found.example[at]].context
+        words = [word.start() for word in squad_data.WORD.finditer(context)]
+        features.append(
+            {
+                "input_ids": ids.tolist(),
+                "token_type_ids": types.tolist(),
+                "example_index": int(found.example[at]),
+                "start_position": int(found.start[at]),
+                "end_position": int(found.end[at]),
+                "token_is_max_context": found.max_context[begin:end].tolist(),
+                "token_to_orig_map": {
+                    str(first + i): bisect_right(words, char) - 1 for i, char in enumerate(chars)
+                },
+            }
+        )
+    return features
+
+
+def answers_from_logits(
+    file: Path, source: Path, sizes: tuple[int, int, int], start: np.ndarray, end: np.ndarray
+) -> tuple[dict[str, str], dict[str, list[dict]]]:
+    """Answers and n-best lists from the logits of every window."""
+    examples, found = _windows(file, source, sizes, training=False, v2=False)
+    predictions, nbest, _ = squad_answers.best_answers(examples, found, start, end)
+    return predictions, nbest
+
+
+def squad_metrics(file: Path, predictions: dict[str, str]) -> dict[str, float]:
+    """The scores of answers, by the rules of the released code (v2.0)."""
+    return squad_answers.squad_metrics(squad_json.read_squad(file, False), predictions, v2=True)
+
+
+@dataclass(frozen=True)
+class MlmData:
+    """Text in blocks: int64 [n, W], special tokens included; and what masking needs to know."""
+
+    blocks: np.ndarray
+    special_ids: list[int]
+    mask_id: int
+    vocab_size: int
+
+
+def mlm_blocks(file: Path, source: Path, block_size: int, cache: Path) -> MlmData:
+    """Cut a text into blocks."""
+    tokenizer = models.load_tokenizer(str(source), None)
+    blocks = text.load_blocks(str(file), tokenizer, block_size, False, str(cache), False, 1)
+    rows = blocks.rows(np.arange(len(blocks))).astype(np.int64)
+    special = [tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id]
+    return MlmData(rows, special, tokenizer.mask_token_id, len(tokenizer))
+
+
+def padded_glue_batch(
+    task: str, folder: Path, source: Path, length: int
+) -> Callable[[np.ndarray], dict[str, torch.Tensor]]:
+    """A function from training rows to transformers' inputs, padded to `length`."""
+    data = load_glue(task, folder, "train", source, length)
+
+    def batch(rows: np.ndarray) -> dict[str, torch.Tensor]:
+        names = ("input_ids", "token_type_ids", "attention_mask")
+        found = {name: torch.zeros(len(rows), length, dtype=torch.int64) for name in names}
+        for at, row in enumerate(rows):
+            ids, types = data.rows[row]
+            for name, values in zip(names, (ids, types, [1] * len(ids)), strict=True):
+                found[name][at, : len(ids)] = torch.tensor(values)
+        return {**found, "labels": torch.from_numpy(np.asarray(data.labels)[rows])}
+
+    return batch
