@@ -25,14 +25,18 @@ def main():
     config, tokenizer, task = cli.read_glue(args)
 
     # model: theta_0 pre-trained, gamma_0 drawn by the seed
-    model = models.load_model(task.model_class, args.model_name_or_path, config, args.seed, cache_dir=args.cache_dir)
+    model = models.load_model(
+        task.model_class, args.model_name_or_path, config, args.seed, cache_dir=args.cache_dir
+    )
 
     if not args.do_train:
         session.run_evaluation(task, model, session.load_ticket(model, None), "pre", None, settings)
         return
 
     # mask m = 1, then rounds of training, pruning and rewinding
-    order = Order(task.train_rows, cli.batch_size(args), args.gradient_accumulation_steps, args.seed)
+    order = Order(
+        task.train_rows, cli.batch_size(args), args.gradient_accumulation_steps, args.seed
+    )
     total = cli.total_steps(args.max_steps, args.num_train_epochs, order.steps_per_epoch)
     policy = cli.policy(args, total, rewind="encoder")
     masks.attach(model)

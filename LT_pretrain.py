@@ -25,19 +25,25 @@ def main():
 
     # data
     config, tokenizer = cli.mlm_source(args)
-    task = MlmTask(tokenizer, args.mlm_probability, args.per_gpu_eval_batch_size if args.as_released else None)
+    task = MlmTask(
+        tokenizer, args.mlm_probability, args.per_gpu_eval_batch_size if args.as_released else None
+    )
     cli.read_text(args, task, config)
 
     # model: theta_0 pre-trained (or drawn, without --model_name_or_path), the MLM head with it
     init = "pre" if args.model_name_or_path else "rand"
-    model = models.load_model(task.model_class, args.model_name_or_path, config, args.seed, init, args.cache_dir)
+    model = models.load_model(
+        task.model_class, args.model_name_or_path, config, args.seed, init, args.cache_dir
+    )
 
     if not args.do_train:
         session.run_evaluation(task, model, session.load_ticket(model, None), init, None, settings)
         return
 
     # mask m = 1, then rounds of training, pruning and rewinding
-    order = Order(task.train_rows, cli.batch_size(args), args.gradient_accumulation_steps, args.seed)
+    order = Order(
+        task.train_rows, cli.batch_size(args), args.gradient_accumulation_steps, args.seed
+    )
     total = cli.total_steps(args.max_steps, args.num_train_epochs, order.steps_per_epoch)
     policy = cli.policy(args, total, rewind="none", prune_first=True)
     masks.attach(model)

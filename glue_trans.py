@@ -25,7 +25,9 @@ def main():
     config, tokenizer, task = cli.read_glue(args)
 
     # model: pre-trained, drawn anew, or perturbed weights
-    model = models.load_model(task.model_class, args.model_name_or_path, config, args.seed, args.init, args.cache_dir)
+    model = models.load_model(
+        task.model_class, args.model_name_or_path, config, args.seed, args.init, args.cache_dir
+    )
     init, init_info = models.perturb(model, args.weight_pertub, args.init)
 
     # mask
@@ -36,11 +38,25 @@ def main():
         return
 
     # train and evaluate
-    order = Order(task.train_rows, cli.batch_size(args), args.gradient_accumulation_steps, args.seed)
+    order = Order(
+        task.train_rows, cli.batch_size(args), args.gradient_accumulation_steps, args.seed
+    )
     planned = cli.total_steps(args.max_steps, args.num_train_epochs, order.steps_per_epoch)
-    total = planned + (args.as_released and args.max_steps > 0)  # the released loop stops one step late
-    session.run_fine_tuning(task, model, tokenizer, ticket, init, init_info, total, planned,
-                            args.save_steps or 0, settings)
+    total = planned + (
+        args.as_released and args.max_steps > 0
+    )  # the released loop stops one step late
+    session.run_fine_tuning(
+        task,
+        model,
+        tokenizer,
+        ticket,
+        init,
+        init_info,
+        total,
+        planned,
+        args.save_steps or 0,
+        settings,
+    )
 
 
 if __name__ == "__main__":

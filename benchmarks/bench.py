@@ -25,12 +25,24 @@ class Record:
 
     def __init__(self, path: Path, threads: int):
         self.path = path
-        self.machine = {"threads": threads, "cpu": cpu(), "torch": version("torch"),
-                        "transformers": version("transformers"), "python": platform.python_version()}
+        self.machine = {
+            "threads": threads,
+            "cpu": cpu(),
+            "torch": version("torch"),
+            "transformers": version("transformers"),
+            "python": platform.python_version(),
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, what: str, way: str, repeat: int, **figures) -> None:
-        row = {"what": what, "way": way, "repeat": repeat, **figures, "load": round(os.getloadavg()[0], 1), **self.machine}
+        row = {
+            "what": what,
+            "way": way,
+            "repeat": repeat,
+            **figures,
+            "load": round(os.getloadavg()[0], 1),
+            **self.machine,
+        }
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(what, way, repeat, figures, file=sys.stderr, flush=True)
@@ -47,9 +59,21 @@ class Worker:
     """A process that does one thing one way (inside.py)."""
 
     def __init__(self, what: str, way: str, args: argparse.Namespace, **more: str):
-        given = {key: value for key, value in vars(args).items() if key in ("tokenizer", "model", "threads", "bf16", "cache")}
-        command = [sys.executable, INSIDE, what, way, json.dumps({**given, "data": str(args.data.resolve()), **more})]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        given = {
+            key: value
+            for key, value in vars(args).items()
+            if key in ("tokenizer", "model", "threads", "bf16", "cache")
+        }
+        command = [
+            sys.executable,
+            INSIDE,
+            what,
+            way,
+            json.dumps({**given, "data": str(args.data.resolve()), **more}),
+        ]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
 
     def __call__(self, number: int) -> dict:
         self.process.stdin.write(f"{number}\n")
@@ -62,8 +86,16 @@ class Worker:
         self.process.wait()
 
 
-def in_turn(record: Record, args: argparse.Namespace, what: str, ways: tuple[str, ...], numbers: list[int],
-            repeat: int | None = None, warm: int | None = None, **more: str) -> None:
+def in_turn(
+    record: Record,
+    args: argparse.Namespace,
+    what: str,
+    ways: tuple[str, ...],
+    numbers: list[int],
+    repeat: int | None = None,
+    warm: int | None = None,
+    **more: str,
+) -> None:
     """Let a worker of each way work on the inputs `numbers` in turn, after input `warm` unrecorded."""
     workers = {way: Worker(what, way, args, **more) for way in ways}
     for worker in workers.values():
@@ -115,13 +147,37 @@ def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("what", choices=["step", "evaluation", "prune", "features", "text", "oneshot", "imp", "startup", "rounds", "table"],
-        help="what to measure")
-    add("--out", type=Path, default=ROOT / "docs" / "results" / "speed.jsonl", help="file of JSON lines to add to")
+    add(
+        "what",
+        choices=[
+            "step",
+            "evaluation",
+            "prune",
+            "features",
+            "text",
+            "oneshot",
+            "imp",
+            "startup",
+            "rounds",
+            "table",
+        ],
+        help="what to measure",
+    )
+    add(
+        "--out",
+        type=Path,
+        default=ROOT / "docs" / "results" / "speed.jsonl",
+        help="file of JSON lines to add to",
+    )
     add("--data", type=Path, help="folder with glue_data/, SQuAD/ and pretrain_data/")
     add("--tokenizer", help="folder with a BERT vocabulary")
     add("--model", default=None, help="model folder; left out, a BERT-base with random weights")
-    add("--tasks", nargs="+", default=["CoLA", "SST-2", "STS-B", "RTE", "SQuAD"], help="step, evaluation (of GLUE): tasks")
+    add(
+        "--tasks",
+        nargs="+",
+        default=["CoLA", "SST-2", "STS-B", "RTE", "SQuAD"],
+        help="step, evaluation (of GLUE): tasks",
+    )
     add("--repeats", type=int, default=5, help="measurements of each way")
     add("--threads", type=int, default=os.cpu_count(), help="threads of torch")
     add("--bf16", action="store_true", help="step: both ways under bfloat16 autocast")

@@ -18,8 +18,14 @@ from utils.rows import Rows  # noqa: E402
 from utils.squad import AnswerOptions, SquadTask  # noqa: E402
 
 # task, rows in a batch, length that they are padded to, mean length (None: all rows are full)
-CASES = {"CoLA": ("glue", 32, 128, 11.3), "STS-B": ("glue", 32, 128, 27.8), "RTE": ("glue", 32, 128, 67.0),
-         "32x128": ("glue", 32, 128, None), "squad 16x384": ("squad", 16, 384, None), "mlm 16x512": ("mlm", 16, 512, None)}
+CASES = {
+    "CoLA": ("glue", 32, 128, 11.3),
+    "STS-B": ("glue", 32, 128, 27.8),
+    "RTE": ("glue", 32, 128, 67.0),
+    "32x128": ("glue", 32, 128, None),
+    "squad 16x384": ("squad", 16, 384, None),
+    "mlm 16x512": ("mlm", 16, 512, None),
+}
 BATCHES = 16  # different ones, in turn
 CLS, SEP, MASK, PAD, SEED = 101, 102, 103, 0, 57
 
@@ -44,7 +50,9 @@ class Blocks:
 
     def gather(self, numbers: np.ndarray) -> Rows:
         """These rows."""
-        ids, types = (array.reshape(len(self.rows), -1)[numbers] for array in (self.rows.ids, self.rows.types))
+        ids, types = (
+            array.reshape(len(self.rows), -1)[numbers] for array in (self.rows.ids, self.rows.types)
+        )
         return Rows(ids.ravel(), types.ravel(), np.arange(len(numbers) + 1) * ids.shape[1])
 
 
@@ -96,14 +104,22 @@ class Case:
         if self.kind == "squad":
             return plain.squad_batch(self.task.train, rows, self.length)
         batch = plain.padded(self.rows, rows, self.length)
-        chosen = torch.rand(batch["input_ids"].shape, generator=torch.Generator().manual_seed(number)) < 0.15
+        chosen = (
+            torch.rand(batch["input_ids"].shape, generator=torch.Generator().manual_seed(number))
+            < 0.15
+        )
         return {**batch, "labels": torch.where(chosen, batch["input_ids"], -100)}
 
     def flops(self) -> float:
         """Floating-point operations that a mean step needs: forward and backward over the real tokens."""
         c, lengths = self.config, self.rows.lengths()
-        matrices = c.num_hidden_layers * (4 * c.hidden_size**2 + 2 * c.hidden_size * c.intermediate_size)
-        needed = 6 * matrices * lengths.sum() + 12 * c.num_hidden_layers * c.hidden_size * (lengths**2).sum()
+        matrices = c.num_hidden_layers * (
+            4 * c.hidden_size**2 + 2 * c.hidden_size * c.intermediate_size
+        )
+        needed = (
+            6 * matrices * lengths.sum()
+            + 12 * c.num_hidden_layers * c.hidden_size * (lengths**2).sum()
+        )
         if self.kind == "mlm":
             needed += 6 * 0.15 * lengths.sum() * c.hidden_size * (c.vocab_size + c.hidden_size)
         return float(needed) / BATCHES

@@ -26,7 +26,9 @@ from utils.squad import AnswerOptions, SquadTask  # noqa: E402
 from utils.text import load_blocks  # noqa: E402
 from utils.training import Recipe, Trainer  # noqa: E402
 
-Work = tuple[Callable[[int], object], Callable[[int], dict]]  # what is timed, and what is told of input k beside the time
+Work = tuple[
+    Callable[[int], object], Callable[[int], dict]
+]  # what is timed, and what is told of input k beside the time
 CPU = torch.device("cpu")
 EVALUATED = 256  # rows of an evaluation
 SEED = 57
@@ -34,7 +36,11 @@ SEED = 57
 
 def config(args: argparse.Namespace, way: str = "ours", labels: int = 2) -> BertConfig:
     """BERT-base, or the shape of --model; Hugging Face's own attention for the plain way."""
-    found = models.load_config(args.model, num_labels=labels) if args.model else BertConfig(num_labels=labels)
+    found = (
+        models.load_config(args.model, num_labels=labels)
+        if args.model
+        else BertConfig(num_labels=labels)
+    )
     found._attn_implementation = "packed_rows" if way == "ours" else "sdpa"
     return found
 
@@ -53,7 +59,11 @@ def taken(rows: Rows, size: int, number: int) -> np.ndarray:
 
 def telling(task: str, rows: Rows, size: int, padded: int) -> Callable[[int], dict]:
     """The figures of batch k: task, its tokens, and its tokens with padding."""
-    return lambda k: {"task": task, "tokens": int(rows.lengths()[taken(rows, size, k)].sum()), "padded": padded * size}
+    return lambda k: {
+        "task": task,
+        "tokens": int(rows.lengths()[taken(rows, size, k)].sum()),
+        "padded": padded * size,
+    }
 
 
 def step(args: argparse.Namespace, way: str) -> Work:
@@ -85,8 +95,17 @@ def squad(args: argparse.Namespace) -> tuple[SquadTask, Rows, int, int]:
     """SQuAD with its data read, its training windows, the batch size and the length."""
     task = SquadTask(AnswerOptions())
     tokenizer = models.load_tokenizer(args.tokenizer, True)
-    task.train = squad_data.load(args.data / "SQuAD" / "train-v1.1.json", False, True, tokenizer, 384, 128, 64,
-                                 args.threads, args.cache)[1]
+    task.train = squad_data.load(
+        args.data / "SQuAD" / "train-v1.1.json",
+        False,
+        True,
+        tokenizer,
+        384,
+        128,
+        64,
+        args.threads,
+        args.cache,
+    )[1]
     return task, task.train.rows, 16, 384
 
 
@@ -146,15 +165,25 @@ def features(args: argparse.Namespace, way: str) -> Work:
 
 def text(args: argparse.Namespace, way: str) -> Work:
     """Blocks of 512 of the text `args.text`: "cold" tokenizes it, "cached" opens its WordPieces; added peak of memory."""
-    tokenizer, size, before = models.load_tokenizer(args.tokenizer, True), Path(args.text).stat().st_size, 0
+    tokenizer, size, before = (
+        models.load_tokenizer(args.tokenizer, True),
+        Path(args.text).stat().st_size,
+        0,
+    )
 
     def call(_: int) -> None:
         nonlocal before
         before = resident("VmRSS", reset_peak=True)
-        blocks = load_blocks(args.text, tokenizer, 512, overwrite_cache=way == "cold", threads=args.threads)
+        blocks = load_blocks(
+            args.text, tokenizer, 512, overwrite_cache=way == "cold", threads=args.threads
+        )
         blocks.gather(np.arange(16))
 
-    return call, lambda _: {"task": f"{size / 1e9:.1f} GB", "bytes": size, "added_bytes": resident("VmHWM") - before}
+    return call, lambda _: {
+        "task": f"{size / 1e9:.1f} GB",
+        "bytes": size,
+        "added_bytes": resident("VmHWM") - before,
+    }
 
 
 def make(args: argparse.Namespace, way: str) -> Work:
@@ -166,15 +195,23 @@ def make(args: argparse.Namespace, way: str) -> Work:
 
 def main() -> None:
     what, way, given = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-    args = argparse.Namespace(**{**given, "data": Path(given["data"]), "cache": Path(given["cache"])})
+    args = argparse.Namespace(
+        **{**given, "data": Path(given["data"]), "cache": Path(given["cache"])}
+    )
     torch.set_num_threads(args.threads)
     call, tell = globals()[what](args, way)
     for line in sys.stdin:
         number = int(line)
         began, worked = time.perf_counter(), time.process_time()
         call(number)
-        spent = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - worked}
-        print(json.dumps({**{key: round(value, 4) for key, value in spent.items()}, **tell(number)}), flush=True)
+        spent = {
+            "seconds": time.perf_counter() - began,
+            "cpu_seconds": time.process_time() - worked,
+        }
+        print(
+            json.dumps({**{key: round(value, 4) for key, value in spent.items()}, **tell(number)}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

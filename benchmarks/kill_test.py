@@ -36,31 +36,84 @@ from utils import files  # noqa: E402
 
 LONGEST = 600  # seconds that a run may take before it counts as hung
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod", "os.link", "os.symlink"}
+CHANGES = {
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.truncate",
+    "os.chmod",
+    "os.link",
+    "os.symlink",
+}
 
 
 def commands(data: Path) -> dict[str, list]:
     """Name -> script and flags of the runs: three rounds, or one network, on a tiny BERT with dropout."""
-    glue = ["--task_name", "MRPC", "--data_dir", data / "glue", "--max_seq_length", 24, "--do_lower_case"]
-    squad = ["--train_file", data / "squad/train-v1.1.json", "--predict_file", data / "squad/dev-v1.1.json",
-             "--max_seq_length", 48, "--doc_stride", 16, "--max_query_length", 12, "--do_lower_case"]
-    mlm = ["--train_data_file", data / "text/en.train", "--eval_data_file", data / "text/en.valid", "--mlm",
-           "--block_size", 24]
+    glue = [
+        "--task_name",
+        "MRPC",
+        "--data_dir",
+        data / "glue",
+        "--max_seq_length",
+        24,
+        "--do_lower_case",
+    ]
+    squad = [
+        "--train_file",
+        data / "squad/train-v1.1.json",
+        "--predict_file",
+        data / "squad/dev-v1.1.json",
+        "--max_seq_length",
+        48,
+        "--doc_stride",
+        16,
+        "--max_query_length",
+        12,
+        "--do_lower_case",
+    ]
+    mlm = [
+        "--train_data_file",
+        data / "text/en.train",
+        "--eval_data_file",
+        data / "text/en.valid",
+        "--mlm",
+        "--block_size",
+        24,
+    ]
     rounds = ["--max_steps", 9, "--save_steps", 3, "--sparsities", 0.3, 0.6, "--logging_steps", 2]
     alone = ["--dir", "pre", "--max_steps", 6, "--save_steps", 2, "--logging_steps", 3]
-    rest = ["--model_name_or_path", data / "bert", "--output_dir", "out", "--cache_dir", "cache", "--do_train", "--do_eval",
-            "--evaluate_during_training", "--eval_all_checkpoints", "--overwrite_output_dir", "--no_cuda",
-            "--learning_rate", 1e-3, "--per_gpu_train_batch_size", 6]
-    return {name: [*flags, *rest] for name, flags in {
-        "IMP, GLUE": ["LT_glue.py", *glue, *rounds],
-        "IMP, GLUE, rewinding to step 1": ["LT_glue.py", *glue, *rounds, "--rewind_steps", 1],
-        "IMP, SQuAD": ["squad_trans.py", *squad, *rounds],
-        "IMP, MLM": ["LT_pretrain.py", *mlm, *rounds],
-        "IMP, MLM, as released": ["LT_pretrain.py", *mlm, *rounds, "--as_released"],
-        "fine-tuning, GLUE": ["glue_trans.py", *glue, *alone, "--save_total_limit", 1],
-        "fine-tuning, SQuAD": ["squad_trans.py", *squad, *alone],
-        "fine-tuning, MLM": ["pretrain_trans.py", *mlm, *alone],
-    }.items()}
+    rest = [
+        "--model_name_or_path",
+        data / "bert",
+        "--output_dir",
+        "out",
+        "--cache_dir",
+        "cache",
+        "--do_train",
+        "--do_eval",
+        "--evaluate_during_training",
+        "--eval_all_checkpoints",
+        "--overwrite_output_dir",
+        "--no_cuda",
+        "--learning_rate",
+        1e-3,
+        "--per_gpu_train_batch_size",
+        6,
+    ]
+    return {
+        name: [*flags, *rest]
+        for name, flags in {
+            "IMP, GLUE": ["LT_glue.py", *glue, *rounds],
+            "IMP, GLUE, rewinding to step 1": ["LT_glue.py", *glue, *rounds, "--rewind_steps", 1],
+            "IMP, SQuAD": ["squad_trans.py", *squad, *rounds],
+            "IMP, MLM": ["LT_pretrain.py", *mlm, *rounds],
+            "IMP, MLM, as released": ["LT_pretrain.py", *mlm, *rounds, "--as_released"],
+            "fine-tuning, GLUE": ["glue_trans.py", *glue, *alone, "--save_total_limit", 1],
+            "fine-tuning, SQuAD": ["squad_trans.py", *squad, *alone],
+            "fine-tuning, MLM": ["pretrain_trans.py", *mlm, *alone],
+        }.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -73,7 +126,13 @@ class End:
     errors: str
 
 
-def start(command: list, folder: Path, checkpoint_minutes: float, at_operation: int = 0, after: float = LONGEST) -> End:
+def start(
+    command: list,
+    folder: Path,
+    checkpoint_minutes: float,
+    at_operation: int = 0,
+    after: float = LONGEST,
+) -> End:
     """Run a script in `folder` in a forked process; kill it at its n-th file operation there, or after so many seconds."""
     output = Path(tempfile.mkdtemp(prefix="kill-test-"))
     flags = [*map(str, command[1:]), "--checkpoint_minutes", str(checkpoint_minutes)]
@@ -106,8 +165,14 @@ def count_operations(folder: Path, count: mmap.mmap, fatal: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def audit(event: str, args: tuple) -> None:
-        changes = event in CHANGES or (event == "open" and isinstance(args[2], int) and args[2] & WRITING)
-        if changes and isinstance(args[0], str | os.PathLike) and os.path.abspath(args[0]).startswith(here):
+        changes = event in CHANGES or (
+            event == "open" and isinstance(args[2], int) and args[2] & WRITING
+        )
+        if (
+            changes
+            and isinstance(args[0], str | os.PathLike)
+            and os.path.abspath(args[0]).startswith(here)
+        ):
             seen()
 
     original = files.Stream.write
@@ -127,7 +192,9 @@ def outcome(folder: Path) -> dict[str, object]:
         name = str(path.relative_to(folder))
         if path.is_file() and not name.startswith(files.EVENTS):
             found[name] = path.read_bytes()
-    found[files.RESULTS] = [timeless(json.loads(line)) for line in found[files.RESULTS].splitlines()]
+    found[files.RESULTS] = [
+        timeless(json.loads(line)) for line in found[files.RESULTS].splitlines()
+    ]
     found[files.RUN] = timeless(json.loads(found[files.RUN]))
     return found
 
@@ -137,16 +204,24 @@ def timeless(row: dict) -> dict:
     kept = {key: value for key, value in row.items() if key != "wall_seconds"}
     for key in ("args", "arguments"):
         if key in kept:
-            kept[key] = {name: value for name, value in kept[key].items() if name != "checkpoint_minutes"}
+            kept[key] = {
+                name: value for name, value in kept[key].items() if name != "checkpoint_minutes"
+            }
     return kept
 
 
 def differences(expected: dict, found: dict) -> list[str]:
     """What is not the same, a file or a row each."""
     rows = zip(expected[files.RESULTS], found[files.RESULTS], strict=False)
-    wrong = [f"{files.RESULTS}, row {number}" for number, (one, other) in enumerate(rows, 1) if one != other]
+    wrong = [
+        f"{files.RESULTS}, row {number}"
+        for number, (one, other) in enumerate(rows, 1)
+        if one != other
+    ]
     if len(expected[files.RESULTS]) != len(found[files.RESULTS]):
-        wrong.append(f"{files.RESULTS}: {len(found[files.RESULTS])} rows, not {len(expected[files.RESULTS])}")
+        wrong.append(
+            f"{files.RESULTS}: {len(found[files.RESULTS])} rows, not {len(expected[files.RESULTS])}"
+        )
     rest = sorted((expected.keys() | found.keys()) - {files.RESULTS})
     return wrong + [name for name in rest if expected.get(name) != found.get(name)]
 
@@ -178,7 +253,11 @@ class Trial:
         kills = 0
         while True:
             self.resumed += any((self.work / "out").glob(f"{files.STATE}-*-*-*.pt"))
-            end = self._go_on() if kills < most else start(self.command, self.work, checkpoint_minutes=10)
+            end = (
+                self._go_on()
+                if kills < most
+                else start(self.command, self.work, checkpoint_minutes=10)
+            )
             if end.code != -signal.SIGKILL:
                 break
             kills += 1
@@ -193,7 +272,9 @@ class Trial:
         minutes = self.draw.choice([0, 0, 0.001, 10])
         if self.draw.random() < 0.5:
             return start(self.command, self.work, minutes, after=self.draw.uniform(0, self.seconds))
-        end = start(self.command, self.work, minutes, at_operation=self.draw.randint(1, self.operations))
+        end = start(
+            self.command, self.work, minutes, at_operation=self.draw.randint(1, self.operations)
+        )
         self.at_operations += end.code == -signal.SIGKILL
         return end
 
@@ -210,11 +291,25 @@ class Trial:
 
 def print_table(trials: list[Trial]) -> None:
     """One line a command."""
-    header = ["run", "kills", "at a file operation", "resumed from a checkpoint", "runs ended", "same as undisturbed"]
+    header = [
+        "run",
+        "kills",
+        "at a file operation",
+        "resumed from a checkpoint",
+        "runs ended",
+        "same as undisturbed",
+    ]
     rows = [header, *([str(cell) for cell in trial.row()] for trial in trials)]
     widths = [max(len(row[at]) for row in rows) for at in range(len(header))]
     for row in rows:
-        print("  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]))
+        print(
+            "  ".join(
+                [
+                    row[0].ljust(widths[0]),
+                    *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)),
+                ]
+            )
+        )
 
 
 def test(kills: int, seed: int, wanted: Callable[[str], bool]) -> int:
@@ -229,13 +324,23 @@ def test(kills: int, seed: int, wanted: Callable[[str], bool]) -> int:
         for number, (title, command) in enumerate(commands(data).items()):
             if not wanted(title):
                 continue
-            trials.append(trial := Trial(title, command, data / "work", random.Random(f"{seed} {number}")))
+            trials.append(
+                trial := Trial(title, command, data / "work", random.Random(f"{seed} {number}"))
+            )
             while trial.kills < kills:
                 trial.run_once(min(6, kills - trial.kills))
-            print(f"{title}: {trial.kills} kills, {trial.same} of {trial.runs} runs the same", file=sys.stderr, flush=True)
+            print(
+                f"{title}: {trial.kills} kills, {trial.same} of {trial.runs} runs the same",
+                file=sys.stderr,
+                flush=True,
+            )
     print_table(trials)
     wrong = [line for trial in trials for line in trial.wrong]
-    print("\n".join(wrong) if wrong else f"all the same after {sum(trial.kills for trial in trials)} kills")
+    print(
+        "\n".join(wrong)
+        if wrong
+        else f"all the same after {sum(trial.kills for trial in trials)} kills"
+    )
     return bool(wrong)
 
 
@@ -244,7 +349,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100, help="SIGKILLs for each run of the table")
     parser.add_argument("--seed", type=int, default=1, help="seed of the moments")
-    parser.add_argument("--only", default="", help="only the runs whose names hold this, such as 'IMP, MLM'")
+    parser.add_argument(
+        "--only", default="", help="only the runs whose names hold this, such as 'IMP, MLM'"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     return test(args.kills, args.seed, lambda name: args.only in name)

@@ -30,15 +30,23 @@ def padded(rows: Rows, indices: np.ndarray, length: int) -> dict[str, torch.Tens
     return batch
 
 
-def glue_batch(train: tuple[Rows, np.ndarray], indices: np.ndarray, length: int) -> dict[str, torch.Tensor]:
+def glue_batch(
+    train: tuple[Rows, np.ndarray], indices: np.ndarray, length: int
+) -> dict[str, torch.Tensor]:
     """Padded rows with their labels."""
     return {**padded(train[0], indices, length), "labels": torch.from_numpy(train[1][indices])}
 
 
 def squad_batch(windows, indices: np.ndarray, length: int) -> dict[str, torch.Tensor]:
     """Padded windows with the places where their answers start and end."""
-    places = {f"{end}_positions": getattr(windows, end)[indices].astype(np.int64) for end in ("start", "end")}
-    return {**padded(windows.rows, indices, length), **{name: torch.from_numpy(place) for name, place in places.items()}}
+    places = {
+        f"{end}_positions": getattr(windows, end)[indices].astype(np.int64)
+        for end in ("start", "end")
+    }
+    return {
+        **padded(windows.rows, indices, length),
+        **{name: torch.from_numpy(place) for name, place in places.items()},
+    }
 
 
 class Loop:
@@ -76,7 +84,9 @@ def prunable(model: torch.nn.Module) -> list[tuple[torch.nn.Linear, str]]:
 
 def prune_more(model: torch.nn.Module, sparsity: float, before: float = 0.0) -> None:
     """Prune from sparsity `before` to `sparsity`; torch takes the fraction of what is left."""
-    prune.global_unstructured(prunable(model), prune.L1Unstructured, amount=(sparsity - before) / (1 - before))
+    prune.global_unstructured(
+        prunable(model), prune.L1Unstructured, amount=(sparsity - before) / (1 - before)
+    )
 
 
 def save_mask(model: torch.nn.Module, path: Path) -> None:
@@ -98,8 +108,14 @@ def one_shot(args: argparse.Namespace) -> None:
 
 def imp(args: argparse.Namespace) -> None:
     """What the released LT_glue.py does: rounds of training, evaluation, saving, pruning, rewinding."""
-    task, tokenizer = glue_data.find_spec(args.task), models.load_tokenizer(args.tokenizer or args.model, True)
-    train, dev = (glue_data.load(task, args.data, split, tokenizer, args.length, args.cache) for split in ("train", "dev"))
+    task, tokenizer = (
+        glue_data.find_spec(args.task),
+        models.load_tokenizer(args.tokenizer or args.model, True),
+    )
+    train, dev = (
+        glue_data.load(task, args.data, split, tokenizer, args.length, args.cache)
+        for split in ("train", "dev")
+    )
     model = load(args.model, len(task.labels or "1"))
     theta = copy.deepcopy(model.state_dict())
     order = np.random.default_rng(args.seed)
@@ -131,7 +147,9 @@ def main() -> None:
     parser.add_argument("--task", help="imp: the GLUE task")
     parser.add_argument("--data", type=Path, help="imp: the task's folder")
     parser.add_argument("--cache", type=Path, help="imp: folder of the feature caches")
-    parser.add_argument("--length", type=int, default=128, help="imp: tokens that rows are padded to")
+    parser.add_argument(
+        "--length", type=int, default=128, help="imp: tokens that rows are padded to"
+    )
     parser.add_argument("--rounds", type=int, default=10, help="imp: rounds")
     parser.add_argument("--steps", type=int, default=10, help="imp: steps of a round")
     parser.add_argument("--evaluate", action="store_true", help="imp: score every round")

@@ -5,7 +5,12 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import median
 
-STEP_GOALS = {"CoLA": 8.0, "SST-2": 7.0, "STS-B": 3.4, "RTE": 1.4}  # times faster; for SQuAD 75 % of the padding
+STEP_GOALS = {
+    "CoLA": 8.0,
+    "SST-2": 7.0,
+    "STS-B": 3.4,
+    "RTE": 1.4,
+}  # times faster; for SQuAD 75 % of the padding
 NAMES = {"step": "training step", "evaluation": "evaluation, 256 rows"}
 GB, MB = 1e9, 1e6
 
@@ -45,9 +50,12 @@ def paired(name: str, ways: dict, goal: str) -> str:
 
 def tokens_row(what: str):
     """A row of a thing whose limit is the padding."""
+
     def lines(task: str, _, ways: dict) -> list[str]:
         factor = median(r["padded"] / r["tokens"] for r in ways["ours"])
-        goal = STEP_GOALS.get(task, 0.75 * factor) if what == "step" else 0.75 * factor  # evaluation rows may be longer
+        goal = (
+            STEP_GOALS.get(task, 0.75 * factor) if what == "step" else 0.75 * factor
+        )  # evaluation rows may be longer
         return [paired(f"{NAMES[what]}, {task} (padding: {factor:.1f}x)", ways, f"{goal:.1f}x")]
 
     return lines
@@ -56,16 +64,30 @@ def tokens_row(what: str):
 def prune_row(_, number: int, ways: dict) -> list[str]:
     """Time and added memory of a global prune."""
     plain, ours = (middle(ways[way], "added_bytes") / GB for way in ("plain", "ours"))
-    return [paired(f"global prune number {number}", ways, "15x"),
-            row(f"global prune number {number}, added peak memory", f"{plain:.2f} GB", f"{ours:.2f} GB",
-                f"{100 * ours / plain:.0f} %", "0.6 GB, 30 %")]
+    return [
+        paired(f"global prune number {number}", ways, "15x"),
+        row(
+            f"global prune number {number}, added peak memory",
+            f"{plain:.2f} GB",
+            f"{ours:.2f} GB",
+            f"{100 * ours / plain:.0f} %",
+            "0.6 GB, 30 %",
+        ),
+    ]
 
 
 def whole_row(name: str, time_goal: str, memory_goal: str):
     """Time and peak memory of whole processes."""
+
     def lines(_, __, ways: dict) -> list[str]:
         plain, ours = (middle(ways[way], "peak_bytes") / GB for way in ("plain", "ours"))
-        memory = row(f"{name}, peak memory", f"{plain:.2f} GB", f"{ours:.2f} GB", f"{plain / ours:.1f}x", memory_goal)
+        memory = row(
+            f"{name}, peak memory",
+            f"{plain:.2f} GB",
+            f"{ours:.2f} GB",
+            f"{plain / ours:.1f}x",
+            memory_goal,
+        )
         return [paired(name, ways, time_goal), memory]
 
     return lines
@@ -74,18 +96,42 @@ def whole_row(name: str, time_goal: str, memory_goal: str):
 def imp_row(_, __, ways: dict) -> list[str]:
     """Peak memory of IMP, and its files."""
     plain, ours = (middle(ways[way], "peak_bytes") / GB for way in ("plain", "ours"))
-    lines = [row("IMP, rows of 128 tokens, peak memory", f"{plain:.1f} GB", f"{ours:.1f} GB", f"{plain / ours:.1f}x", "6 GB")]
+    lines = [
+        row(
+            "IMP, rows of 128 tokens, peak memory",
+            f"{plain:.1f} GB",
+            f"{ours:.1f} GB",
+            f"{plain / ours:.1f}x",
+            "6 GB",
+        )
+    ]
     files = [ways[way][-1]["files"] for way in ("plain", "ours")]
     masks = [f"{f['mask.pt'][-1] / MB:.0f} MB" for f in files]
-    grown = [" then ".join(f"{size / MB:.0f} MB" for name in f if name != "mask.pt" for size in f[name]) for f in files]
-    return [*lines, row("a round's mask file", *masks, "", "86 MB"), row("model files, round by round", *grown, "", "no growth")]
+    grown = [
+        " then ".join(f"{size / MB:.0f} MB" for name in f if name != "mask.pt" for size in f[name])
+        for f in files
+    ]
+    return [
+        *lines,
+        row("a round's mask file", *masks, "", "86 MB"),
+        row("model files, round by round", *grown, "", "no growth"),
+    ]
 
 
 def alone(goals: dict[str, str], name: str):
     """Rows of what has no plain way."""
+
     def lines(task: str, _, ways: dict) -> list[str]:
-        return [row(name.format(way=way, task=task), "", f"{middle(rows, 'seconds'):.2f} s", "", goals[way])
-                for way, rows in ways.items()]
+        return [
+            row(
+                name.format(way=way, task=task),
+                "",
+                f"{middle(rows, 'seconds'):.2f} s",
+                "",
+                goals[way],
+            )
+            for way, rows in ways.items()
+        ]
 
     return lines
 
@@ -94,9 +140,17 @@ def text_row(size: str, _, ways: dict) -> list[str]:
     """Time, rate and added memory of tokenizing a text, and of opening what was kept."""
     rate = median(r["bytes"] / MB / r["seconds"] for r in ways["cold"])
     memory = max(r["added_bytes"] for rows in ways.values() for r in rows) / GB
-    return [row(f"tokenizing a text of {size} ({rate:.1f} MB/s)", "", f"{middle(ways['cold'], 'seconds'):.0f} s", "", ""),
-            row("the same, cached", "", f"{middle(ways['cached'], 'seconds'):.2f} s", "", "3 s"),
-            row("the same, added peak memory", "", f"{memory:.2f} GB", "", "1.5 GB")]
+    return [
+        row(
+            f"tokenizing a text of {size} ({rate:.1f} MB/s)",
+            "",
+            f"{middle(ways['cold'], 'seconds'):.0f} s",
+            "",
+            "",
+        ),
+        row("the same, cached", "", f"{middle(ways['cached'], 'seconds'):.2f} s", "", "3 s"),
+        row("the same, added peak memory", "", f"{memory:.2f} GB", "", "1.5 GB"),
+    ]
 
 
 ROWS = {

@@ -12,7 +12,10 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         code = main()
     except UserError as error:
-        print(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(
+            f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}",
+            file=sys.stderr,
+        )
         code = 2
     except KeyboardInterrupt:
         code = 130

@@ -3,7 +3,11 @@
 import math
 import re
 
-SPELLED = {"--dir": "--init", "--local-rank": "--local_rank", "--no_compile": "--compile=False"}  # as the scripts keep them
+SPELLED = {
+    "--dir": "--init",
+    "--local-rank": "--local_rank",
+    "--no_compile": "--compile=False",
+}  # as the scripts keep them
 PLACE = ("output_dir", "output")  # where it lies says nothing of how it was made
 AFTER = re.compile(r"\d*[<>]|[|&;#]")  # how a word begins with which the shell leaves the command
 EXPANDED = re.compile(r"[$`*?~]")  # a word that the shell may change
@@ -33,8 +37,11 @@ def of_file(info: dict) -> dict:
     """The arguments of oneshot.py or pertub_weight.py, as far as the file beside what they wrote tells them."""
     method = info.get("method")
     told = {name: info.get(name) for name in ("weight", "seed", "mode", "sigma")}
-    told |= {"model_name_or_path": info.get("model"), "rate": info.get("sparsity"),
-             "method": "magnitude" if method == "omp" else method}
+    told |= {
+        "model_name_or_path": info.get("model"),
+        "rate": info.get("sparsity"),
+        "method": "magnitude" if method == "omp" else method,
+    }
     if method == "omp" and info.get("weight") == "pre":
         told["seed"] = None  # nothing was drawn
     return {name: value for name, value in told.items() if value is not None}
@@ -42,8 +49,11 @@ def of_file(info: dict) -> dict:
 
 def differing(flags: Flags, recorded: dict) -> dict[str, str]:
     """Flag -> both values, of the flags whose value in `recorded` is another; what is not recorded is not compared."""
-    return {name: f"--{name} {recorded[name]} there, {' '.join(words) or True} here" for name, words in flags
-            if name in recorded and not _same(recorded[name], words, ROUNDED.get(name, 0.0))}
+    return {
+        name: f"--{name} {recorded[name]} there, {' '.join(words) or True} here"
+        for name, words in flags
+        if name in recorded and not _same(recorded[name], words, ROUNDED.get(name, 0.0))
+    }
 
 
 def _same(value, words: tuple[str, ...], tolerance: float) -> bool:
@@ -53,9 +63,13 @@ def _same(value, words: tuple[str, ...], tolerance: float) -> bool:
     if isinstance(value, bool):
         return value is (words != ("False",))
     if isinstance(value, list):
-        return len(value) == len(words) and all(_same(*pair, tolerance) for pair in zip(value, zip(words), strict=True))
+        return len(value) == len(words) and all(
+            _same(*pair, tolerance) for pair in zip(value, zip(words), strict=True)
+        )
     if isinstance(value, int | float):
-        return len(words) == 1 and math.isclose(_number(words[0]), value, rel_tol=0.0, abs_tol=tolerance)
+        return len(words) == 1 and math.isclose(
+            _number(words[0]), value, rel_tol=0.0, abs_tol=tolerance
+        )
     return words == (value,)
 
 

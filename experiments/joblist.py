@@ -14,7 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python experiments/joblist.py` finds utils
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # so that `python experiments/joblist.py` finds utils
 
 from experiments import command, flags
 from experiments.flags import Flags
@@ -22,8 +24,14 @@ from utils import files
 from utils.errors import UserError
 
 STAGE = "# stage"
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # SIGUSR1: SLURM's warning before a time limit
-STOPPED = os.EX_TEMPFAIL  # exit code of a script that was asked to stop: state saved, the same command goes on
+STOP_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGINT,
+)  # SIGUSR1: SLURM's warning before a time limit
+STOPPED = (
+    os.EX_TEMPFAIL
+)  # exit code of a script that was asked to stop: state saved, the same command goes on
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,9 @@ class Job:
         """The flags of this command that what lies in its place was not made with, and both values."""
         if self.proof.name != files.RUN:
             info = self.proof.with_name(self.proof.name + files.MASK_INFO_SUFFIX)
-            return [*flags.differing(self.given, flags.of_file(files.read_json(info) or {})).values()]
+            return [
+                *flags.differing(self.given, flags.of_file(files.read_json(info) or {})).values()
+            ]
         arguments = (files.read_json(self.proof) or {}).get("arguments")
         found = flags.differing(self.given, arguments if isinstance(arguments, dict) else {})
         if not found:
@@ -77,7 +87,9 @@ def read(path: Path) -> list[Job]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: the list cannot be read ({error}); make one with experiments/plan.py") from error
+        raise UserError(
+            f"{path}: the list cannot be read ({error}); make one with experiments/plan.py"
+        ) from error
     jobs, stage = [], 1
     for number, text in enumerate(lines, 1):
         if text.startswith(STAGE):
@@ -89,7 +101,9 @@ def read(path: Path) -> list[Job]:
     owners = Counter(job.output for job in jobs if job.output)
     for job in jobs:
         if owners[job.output] > 1:
-            raise UserError(f"{path}, line {job.line}: another line writes to {job.output} too; give each its own folder")
+            raise UserError(
+                f"{path}, line {job.line}: another line writes to {job.output} too; give each its own folder"
+            )
     return jobs
 
 
@@ -102,7 +116,9 @@ def _job(path: Path, number: int, stage: int, text: str) -> Job:
     output = proof = None
     if "--output_dir" in following:
         output = Path(following["--output_dir"])
-        proof = output / (files.MASK if any(word.endswith("oneshot.py") for word in words) else files.RUN)
+        proof = output / (
+            files.MASK if any(word.endswith("oneshot.py") for word in words) else files.RUN
+        )
     elif "--output" in following:
         output = proof = Path(following["--output"])
     paths = frozenset(place for word in words for place in (Path(word), *Path(word).parents))
@@ -147,12 +163,24 @@ class Runner:
     def _end_of(self, job: Job) -> tuple[str, str]:
         if job.finished():
             return "skipped", " (finished before)"
-        if job.ended() and job.proof.name != files.RUN:  # its script would overwrite what others may have been made with
+        if (
+            job.ended() and job.proof.name != files.RUN
+        ):  # its script would overwrite what others may have been made with
             told = ", ".join(job.differing())
-            return "failed", f" (made with other arguments: {told}; remove it or give another place)"
-        missing = [other for other in self.jobs if other.line < job.line and job.needs(other) and not other.finished()]
+            return (
+                "failed",
+                f" (made with other arguments: {told}; remove it or give another place)",
+            )
+        missing = [
+            other
+            for other in self.jobs
+            if other.line < job.line and job.needs(other) and not other.finished()
+        ]
         if missing:
-            return "not started", f" (needs {missing[0].output}, line {missing[0].line}, which is not finished)"
+            return (
+                "not started",
+                f" (needs {missing[0].output}, line {missing[0].line}, which is not finished)",
+            )
         code, log = self._call(job)
         if code == 0 and job.output and not job.ended():
             return "failed", f" (ended well, but {job.output} is not finished; see {log})"
@@ -166,8 +194,14 @@ class Runner:
         with open(log, "ab") as file:
             file.write(f"$ {job.text}\n".encode())
             file.flush()
-            child = subprocess.Popen(["bash", "-c", job.text], stdin=subprocess.DEVNULL, stdout=file,
-                                     stderr=subprocess.STDOUT, env=self._environment(), start_new_session=True)
+            child = subprocess.Popen(
+                ["bash", "-c", job.text],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=self._environment(),
+                start_new_session=True,
+            )
             self._children.add(child)
             if self._stopped:  # between the look at it and the start of the child
                 self._stop()
@@ -189,8 +223,13 @@ class Runner:
 
     def _summary(self, jobs: list[Job]) -> None:
         counts = Counter(self.ends[job] for job in jobs)
-        self.say(", ".join(f"{counts[end]} {end}" for end in ("done", "skipped", "failed", "stopped", "not started")
-                           if counts[end]))
+        self.say(
+            ", ".join(
+                f"{counts[end]} {end}"
+                for end in ("done", "skipped", "failed", "stopped", "not started")
+                if counts[end]
+            )
+        )
         for job in jobs:
             if self.ends[job] in ("failed", "not started"):
                 self.say(f"{self.ends[job]}: line {job.line}: {job.text}")
@@ -219,11 +258,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("list", type=Path, help="file of commands, one a line, with '# stage N' between those that wait for each other")
+    add(
+        "list",
+        type=Path,
+        help="file of commands, one a line, with '# stage N' between those that wait for each other",
+    )
     add("--jobs", type=int, default=1, help="commands that run side by side")
     add("--stage", type=int, help="this stage alone")
     add("--number", type=int, help="this command alone, counted from 0 (in --stage, if given)")
-    add("--count", action="store_true", help="print the number of commands in each stage and run nothing")
+    add(
+        "--count",
+        action="store_true",
+        help="print the number of commands in each stage and run nothing",
+    )
     return parser.parse_args(argv)
 
 
@@ -232,7 +279,9 @@ def chosen(jobs: list[Job], stage: int | None, number: int | None) -> list[Job]:
     found = [job for job in jobs if stage in (None, job.stage)]
     found = found if number is None else found[number : number + 1] if number >= 0 else []
     if not found:
-        raise UserError(f"--stage {stage} --number {number}: the list has no such command; see --count")
+        raise UserError(
+            f"--stage {stage} --number {number}: the list has no such command; see --count"
+        )
     return found
 
 

@@ -39,7 +39,9 @@ class Table:
     def add(self, label: str, entries: list[Entry]) -> None:
         """Append a row; raises ValueError if its length is not the header's."""
         if len(entries) != len(self.header) - 1:
-            raise ValueError(f"{self.name}: row {label!r} has {len(entries)} cells, the header {len(self.header) - 1}")
+            raise ValueError(
+                f"{self.name}: row {label!r} has {len(entries)} cells, the header {len(self.header) - 1}"
+            )
         self.rows.append((label, entries))
 
     def measured(self) -> bool:
@@ -51,7 +53,9 @@ def markdown(table: Table) -> str:
     """The table as Markdown, dark cells bold."""
     lines = [f"### {table.title}", "", _piped(table.header), _piped(["---"] * len(table.header))]
     for label, entries in table.rows:
-        shown = [(f"**{text}**" if e.dark else text) for e in entries for text in [e.show(table.digits)]]
+        shown = [
+            (f"**{text}**" if e.dark else text) for e in entries for text in [e.show(table.digits)]
+        ]
         lines.append(_piped([label, *shown]))
     return "\n".join([*lines, "", *(f"- {note}" for note in table.notes)]).rstrip() + "\n"
 
@@ -76,10 +80,21 @@ def comma_separated(table: Table) -> str:
 def latex(table: Table) -> str:
     """A booktabs table, dark cells bold."""
     columns = "l" + "r" * (len(table.header) - 1)
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(table.title)}}}", rf"\begin{{tabular}}{{{columns}}}",
-             r"\toprule", _ampersands(table.header), r"\midrule"]
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_tex(table.title)}}}",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        _ampersands(table.header),
+        r"\midrule",
+    ]
     for label, entries in table.rows:
-        shown = [rf"\textbf{{{text}}}" if e.dark else text for e in entries for text in [_tex(e.show(table.digits))]]
+        shown = [
+            rf"\textbf{{{text}}}" if e.dark else text
+            for e in entries
+            for text in [_tex(e.show(table.digits))]
+        ]
         lines.append(_ampersands([_tex(label), *shown], escape=False))
     notes = [rf"% {note}" for note in table.notes]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", *notes]) + "\n"

@@ -7,7 +7,9 @@ import random
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python experiments/miniature.py` finds utils
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # so that `python experiments/miniature.py` finds utils
 
 from experiments import command
 from utils import files
@@ -20,9 +22,19 @@ SYLLABLES = tuple(a + b for a, b in itertools.product("bdfgklmnprstvz", "aeiou")
 WRONG = 3  # words of a wrong gender in a sentence that is not acceptable
 SENTENCES = {"en.train": 30_000, "en.valid": 1_000}
 ROWS = {"train.tsv": 4_000, "dev.tsv": 1_000}
-BERT = {"model_type": "bert", "architectures": ["BertForMaskedLM"], "hidden_size": 64, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "intermediate_size": 256, "max_position_embeddings": 32, "type_vocab_size": 2,
-        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.05}
+BERT = {
+    "model_type": "bert",
+    "architectures": ["BertForMaskedLM"],
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+    "max_position_embeddings": 32,
+    "type_vocab_size": 2,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.05,
+}
 
 WordClass = tuple[str, int]  # kind and gender (0 for prepositions)
 
@@ -53,7 +65,11 @@ class Language:
     def classes(self) -> list[WordClass]:
         """The word classes of a random sentence."""
         subject = self.random.choice(GENDERS)
-        sentence = [*self._phrase(subject), ("verb", subject), *self._phrase(self.random.choice(GENDERS))]
+        sentence = [
+            *self._phrase(subject),
+            ("verb", subject),
+            *self._phrase(self.random.choice(GENDERS)),
+        ]
         if self.random.random() < 0.5:
             sentence += [("preposition", 0), *self._phrase(self.random.choice(GENDERS))]
         return sentence
@@ -68,8 +84,10 @@ class Language:
         spoilt = sentence
         while acceptable(spoilt):  # a whole phrase may have changed
             wrong = set(self.random.sample(places, WRONG))
-            spoilt = [(kind, self._other(gender)) if place in wrong else (kind, gender)
-                      for place, (kind, gender) in enumerate(sentence)]
+            spoilt = [
+                (kind, self._other(gender)) if place in wrong else (kind, gender)
+                for place, (kind, gender) in enumerate(sentence)
+            ]
         return spoilt
 
     def _other(self, gender: int) -> int:
@@ -98,8 +116,11 @@ class Language:
 
 def acceptable(sentence: list[WordClass]) -> bool:
     """Whether genders agree from each determiner to its noun, and on to the verb."""
-    return all(a == b for (kind, a), (following, b) in itertools.pairwise(sentence)
-               if kind in ("determiner", "adjective") or following == "verb")
+    return all(
+        a == b
+        for (kind, a), (following, b) in itertools.pairwise(sentence)
+        if kind in ("determiner", "adjective") or following == "verb"
+    )
 
 
 def build(folder: Path, seed: int) -> None:
@@ -111,15 +132,23 @@ def build(folder: Path, seed: int) -> None:
     language = Language(seed)
     vocabulary = language.vocabulary()
     _write(folder / "bert/vocab.txt", "".join(f"{word}\n" for word in vocabulary))
-    _write(folder / "bert/config.json", json.dumps(BERT | {"vocab_size": len(vocabulary)}, indent=2) + "\n")
+    _write(
+        folder / "bert/config.json",
+        json.dumps(BERT | {"vocab_size": len(vocabulary)}, indent=2) + "\n",
+    )
     for name, sentences in SENTENCES.items():
         _write(folder / "data/pretrain_data" / name, language.text(sentences))
     for first, (name, rows) in enumerate(ROWS.items()):
-        _write(folder / "data/glue_data/CoLA" / name, language.acceptability(rows, slice(first, None, 2)))
+        _write(
+            folder / "data/glue_data/CoLA" / name,
+            language.acceptability(rows, slice(first, None, 2)),
+        )
 
 
 def _write(path: Path, text: str) -> None:
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:  # a new date would make the text's cache void
+    if (
+        not path.is_file() or path.read_text(encoding="utf-8") != text
+    ):  # a new date would make the text's cache void
         files.write_text(path, text)
 
 
@@ -127,12 +156,16 @@ def main(argv: list[str] | None = None) -> None:
     """Write the miniature and say what it is."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where to write")
-    parser.add_argument("--seed", type=int, default=1, help="seed of the language and of all sentences (default: 1)")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="seed of the language and of all sentences (default: 1)"
+    )
     args = parser.parse_args(argv)
     build(args.folder, args.seed)
     first = next(iter(Language(args.seed).text(1).splitlines()))
-    print(f"{args.folder}: {SENTENCES['en.train']:,} sentences such as \"{first}\", and an acceptability task of "
-          f"{ROWS['train.tsv']:,} and {ROWS['dev.tsv']:,} sentences (in CoLA's format) without a common word")
+    print(
+        f'{args.folder}: {SENTENCES["en.train"]:,} sentences such as "{first}", and an acceptability task of '
+        f"{ROWS['train.tsv']:,} and {ROWS['dev.tsv']:,} sentences (in CoLA's format) without a common word"
+    )
 
 
 if __name__ == "__main__":

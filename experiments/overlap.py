@@ -58,7 +58,9 @@ class Masks:
         """The mask, one bit a weight. Raises UserError if the file cannot be read."""
         if found.sha256 not in self._read:
             tensors = masks.load_tensors(found.path, "mask")
-            self._read[found.sha256] = {k: np.packbits(t.bool().numpy().reshape(-1)) for k, t in tensors.items()}
+            self._read[found.sha256] = {
+                k: np.packbits(t.bool().numpy().reshape(-1)) for k, t in tensors.items()
+            }
         return self._read[found.sha256]
 
     def pairs(self, one: str, other: str, percent: float) -> list[tuple[Found, Found]]:
@@ -70,14 +72,18 @@ class Masks:
             return [(x, y) for x in a.values() for y in b.values()]
         return [(a[seed], b[seed]) for seed in a if seed in b]
 
-    def compare(self, one: str, other: str, percent: float, measure: Callable, part: str = ALL) -> list[float]:
+    def compare(
+        self, one: str, other: str, percent: float, measure: Callable, part: str = ALL
+    ) -> list[float]:
         """`measure` (iou or cosine) of every pair, over the matrices whose layer or kind is `part`."""
         values = []
         for found, other_found in self.pairs(one, other, percent):
             a, b = self.bits(found), self.bits(other_found)
             if {k: v.shape for k, v in a.items()} != {k: v.shape for k, v in b.items()}:
-                raise UserError(f"{found.path} and {other_found.path} are masks of different architectures; "
-                                "give a folder with the runs of one model")
+                raise UserError(
+                    f"{found.path} and {other_found.path} are masks of different architectures; "
+                    "give a folder with the runs of one model"
+                )
             values.append(measure(a, b, [key for key in a if part in (ALL, layer(key), kind(key))]))
         return values
 
@@ -99,7 +105,9 @@ def find(folder: Path, as_released: bool, notices: list[str]) -> Masks:
             kept.append(group[0])
         else:
             paths = ", ".join(str(mask.path) for mask in group)
-            notices.append(f"different masks of {source}, {percent:g} %, seed {seed}, all left out: {paths}")
+            notices.append(
+                f"different masks of {source}, {percent:g} %, seed {seed}, all left out: {paths}"
+            )
     return Masks(kept)
 
 
@@ -176,43 +184,71 @@ def tables(found: Masks, tasks: tuple[str, ...], percent: float, with_paper: boo
     """Overlap between tasks at `percent` sparsity, in all, by layer and by kind, and with OMP at every sparsity."""
     sources = [source for source in (*tasks, paper.OMP) if found.seeds(source, percent)]
     names = ["OMP of theta_0" if source == paper.OMP else paper.NAMES[source] for source in sources]
-    whole = Table("figure_overlap", f"Overlap of {percent:g} % masks: weights kept by both, % of those kept by either",
-                  ["", *names])
+    whole = Table(
+        "figure_overlap",
+        f"Overlap of {percent:g} % masks: weights kept by both, % of those kept by either",
+        ["", *names],
+    )
     for source, name in zip(sources, names, strict=True):
         whole.add(name, [_entry(found, [(source, other)], percent, iou) for other in sources])
-    whole.notes.append("Masks of one seed, averaged over seeds (in brackets: pairs); a task with itself: different "
-                       f"seeds. Two random masks would share {by_chance(percent):.1f} %.")
+    whole.notes.append(
+        "Masks of one seed, averaged over seeds (in brackets: pairs); a task with itself: different "
+        f"seeds. Two random masks would share {by_chance(percent):.1f} %."
+    )
     of_tasks = [source for source in sources if source != paper.OMP]
     by_layer = _by_part(found, of_tasks, percent, "layer", layer)
     by_kind = _by_part(found, of_tasks, percent, "kind", kind)
     return [whole, by_layer, by_kind, _with_omp(found, tasks, with_paper)]
 
 
-def _entry(found: Masks, pairs: list[tuple[str, str]], percent: float, measure: Callable, part: str = ALL) -> Entry:
-    values = [value for one, other in pairs for value in found.compare(one, other, percent, measure, part)]
+def _entry(
+    found: Masks, pairs: list[tuple[str, str]], percent: float, measure: Callable, part: str = ALL
+) -> Entry:
+    values = [
+        value for one, other in pairs for value in found.compare(one, other, percent, measure, part)
+    ]
     return Entry(Cell.of(values) if values else None)
 
 
-def _by_part(found: Masks, tasks: list[str], percent: float, name: str, part_of: Callable[[str], str]) -> Table:
-    table = Table(f"overlap_by_{name}", f"Overlap of {percent:g} % masks by {name}",
-                  ["", *(paper.NAMES[task] for task in tasks)])
+def _by_part(
+    found: Masks, tasks: list[str], percent: float, name: str, part_of: Callable[[str], str]
+) -> Table:
+    table = Table(
+        f"overlap_by_{name}",
+        f"Overlap of {percent:g} % masks by {name}",
+        ["", *(paper.NAMES[task] for task in tasks)],
+    )
     first = [mask for task in tasks for mask in found.seeds(task, percent).values()][:1]
     for part in dict.fromkeys(part_of(key) for mask in first for key in found.bits(mask)):
-        table.add(part, [_entry(found, [(task, other) for other in tasks if other != task], percent, iou, part)
-                         for task in tasks])
+        table.add(
+            part,
+            [
+                _entry(
+                    found, [(task, other) for other in tasks if other != task], percent, iou, part
+                )
+                for task in tasks
+            ],
+        )
     table.notes.append("Mean over the other tasks; in brackets: pairs of masks.")
     return table
 
 
 def _with_omp(found: Masks, tasks: tuple[str, ...], with_paper: bool) -> Table:
-    having = [task for task in tasks if any(found.seeds(task, percent) for percent in found.percents())]
-    table = Table("overlap_with_omp", "Overlap of IMP masks with one-shot masks of theta_0",
-                  ["", *(paper.NAMES[task] for task in having)])
+    having = [
+        task for task in tasks if any(found.seeds(task, percent) for percent in found.percents())
+    ]
+    table = Table(
+        "overlap_with_omp",
+        "Overlap of IMP masks with one-shot masks of theta_0",
+        ["", *(paper.NAMES[task] for task in having)],
+    )
     for percent in found.percents():
         if found.seeds(paper.OMP, percent):
             for label, measure in (("shared", iou), ("cosine x 100", cosine)):
-                table.add(f"{percent:g} %, {label}",
-                          [_entry(found, [(task, paper.OMP)], percent, measure) for task in having])
+                table.add(
+                    f"{percent:g} %, {label}",
+                    [_entry(found, [(task, paper.OMP)], percent, measure) for task in having],
+                )
     table.notes.append("Two random masks of sparsity s have the cosine 1 - s.")
     if with_paper:
         table.notes.append("Essential Sparsity (2023) reports a cosine over 0.96 at 10 to 40 %.")

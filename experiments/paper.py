@@ -58,7 +58,9 @@ RECIPES = {
     "mlm": Recipe(rate=5e-5, epochs=1, steps_per_epoch=10000, batch=16, length=512, by_steps=True),
 }  # Table 1; for MLM an "epoch" is what the paper trains a round
 
-Score = tuple[float, float | None]  # mean and, where the paper has one, standard deviation, in percent points
+Score = tuple[
+    float, float | None
+]  # mean and, where the paper has one, standard deviation, in percent points
 
 
 def _row(cells: str) -> dict[str, Score]:
@@ -74,12 +76,20 @@ def _numbers(cells: str) -> dict[str, float]:
     return {task: mean for task, (mean, _) in _row(cells).items()}
 
 
-SPARSITY = {t: int(s) for t, s in _numbers("70 90 50 90 70 50 60 60 50 40 70").items()}  # percent, Table 2
-STRICT_SPARSITY = {t: int(s) for t, s in _numbers("70 70 40 90 50 40 50 50 40 20 50").items()}  # percent, Table 4
+SPARSITY = {
+    t: int(s) for t, s in _numbers("70 90 50 90 70 50 60 60 50 40 70").items()
+}  # percent, Table 2
+STRICT_SPARSITY = {
+    t: int(s) for t, s in _numbers("70 70 40 90 50 40 50 50 40 20 50").items()
+}  # percent, Table 4
 
 TABLE2 = {
-    "full": _row("82.4±0.5 90.2±0.5 88.4±0.3 54.9±1.2 89.1±1.0 85.2±0.1 66.2±3.6 92.1±0.1 54.5±0.4 88.1±0.6 63.5±0.1"),
-    "imp": _row("82.6±0.2 90.0±0.2 88.2±0.2 54.9±1.2 88.9±0.4 84.9±0.4 66.0±2.4 91.9±0.5 53.8±0.9 87.7±0.5 63.2±0.3"),
+    "full": _row(
+        "82.4±0.5 90.2±0.5 88.4±0.3 54.9±1.2 89.1±1.0 85.2±0.1 66.2±3.6 92.1±0.1 54.5±0.4 88.1±0.6 63.5±0.1"
+    ),
+    "imp": _row(
+        "82.6±0.2 90.0±0.2 88.2±0.2 54.9±1.2 88.9±0.4 84.9±0.4 66.0±2.4 91.9±0.5 53.8±0.9 87.7±0.5 63.2±0.3"
+    ),
     "random": _row("67.5 76.3 21.0 53.5 61.9 69.6 56.0 83.1 9.6 31.8 32.3"),
     "reinit": _row("61.0 77.0 9.2 53.5 60.5 68.4 54.5 80.2 0.0 18.6 14.4"),
     "shuffled": _row("70.1 79.2 19.6 53.3 62.0 69.6 52.7 82.6 4.0 24.2 42.3"),
@@ -111,6 +121,8 @@ def task_keys(names: list[str] | None) -> tuple[str, ...]:
     for name in TASKS if names is None else names:
         key = bare.get(name.lower().replace("-", "").replace("_", ""))
         if key is None:
-            raise UserError(f"{name!r} is no task of the paper; choose from {', '.join(NAMES.values())}")
+            raise UserError(
+                f"{name!r} is no task of the paper; choose from {', '.join(NAMES.values())}"
+            )
         keys.append(key)
     return tuple(dict.fromkeys(keys))

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python experiments/plan.py` finds utils
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # so that `python experiments/plan.py` finds utils
 
 from experiments import command, paper
 from experiments.paper import Recipe
@@ -18,9 +20,12 @@ from utils.errors import UserError
 HIGHEST = 90  # percent, where IMP's usual schedule 10, 20, ... ends
 SHUFFLES = ("layers", "elements", "noise")  # modes of pertub_weight.py
 MINI = dict.fromkeys(
-    paper.TASKS, Recipe(rate=5e-4, epochs=1, steps_per_epoch=200, batch=16, length=64, by_steps=True)
+    paper.TASKS,
+    Recipe(rate=5e-4, epochs=1, steps_per_epoch=200, batch=16, length=64, by_steps=True),
 ) | {
-    "squad": Recipe(rate=5e-4, epochs=1, steps_per_epoch=200, batch=16, length=128, stride=32, by_steps=True)
+    "squad": Recipe(
+        rate=5e-4, epochs=1, steps_per_epoch=200, batch=16, length=128, stride=32, by_steps=True
+    )
 }  # ours: for a small BERT and small data, minutes on a laptop
 
 
@@ -54,9 +59,23 @@ class Plan:
     `imp_to`: percent at which IMP's usual schedule ends; `flags`: words appended to every training command.
     """
 
-    def __init__(self, model: str, data: Path, out: Path, recipes: dict[str, Recipe], changed: dict[str, str],
-                 imp_to: int, flags: list[str]):
-        self.model, self.data, self.out, self.recipes, self.changed = model, data, out, recipes, changed
+    def __init__(
+        self,
+        model: str,
+        data: Path,
+        out: Path,
+        recipes: dict[str, Recipe],
+        changed: dict[str, str],
+        imp_to: int,
+        flags: list[str],
+    ):
+        self.model, self.data, self.out, self.recipes, self.changed = (
+            model,
+            data,
+            out,
+            recipes,
+            changed,
+        )
         self.imp_to, self.flags = imp_to, flags
         self.jobs: dict[Path, Job] = {}
 
@@ -72,7 +91,12 @@ class Plan:
         output = self._folder(task) / f"{how}-to{last}" / f"seed{seed}"
         words = [*_script(task, "imp"), "--output_dir", output, *self._training(task, seed)]
         schedule = _schedule(last)
-        words += ["--max_steps", (len(schedule) + 1) * recipe.steps(), "--save_steps", recipe.steps()]
+        words += [
+            "--max_steps",
+            (len(schedule) + 1) * recipe.steps(),
+            "--save_steps",
+            recipe.steps(),
+        ]
         if schedule != _schedule(HIGHEST):
             words += ["--sparsities", *(f"{percent / 100:g}" for percent in schedule)]
         if rewind:
@@ -87,14 +111,40 @@ class Plan:
         job = self.imp(task, seed, percent if beyond or rewind != 0 else None, rewind)
         rounds = _schedule(percent).index(percent) + 1
         file = job.output / files.checkpoint_name(rounds * self.recipes[task].steps()) / files.MASK
-        return Source(f"{_how(rewind)}-{paper.NAMES[task]}{self.changed[task]}-{percent}-seed{seed}", file, job)
+        return Source(
+            f"{_how(rewind)}-{paper.NAMES[task]}{self.changed[task]}-{percent}-seed{seed}",
+            file,
+            job,
+        )
 
     def one_shot(self, percent: int, seed: int | None = None) -> Source:
         """The mask of `percent` of theta_0's largest weights, or a random one drawn by `seed`."""
-        method, name = ("magnitude", f"omp-{percent}") if seed is None else ("random", f"random-{percent}-seed{seed}")
+        method, name = (
+            ("magnitude", f"omp-{percent}")
+            if seed is None
+            else ("random", f"random-{percent}-seed{seed}")
+        )
         output = self.out / "masks" / name
-        words = ["python", "oneshot.py", "--weight", "pre", "--model", "glue", "--rate", f"{percent / 100:g}"]
-        words += ["--method", method, "--seed", seed or 0, "--model_name_or_path", self.model, "--output_dir", output]
+        words = [
+            "python",
+            "oneshot.py",
+            "--weight",
+            "pre",
+            "--model",
+            "glue",
+            "--rate",
+            f"{percent / 100:g}",
+        ]
+        words += [
+            "--method",
+            method,
+            "--seed",
+            seed or 0,
+            "--model_name_or_path",
+            self.model,
+            "--output_dir",
+            output,
+        ]
         return Source(name, output / files.MASK, self._add(words, output))
 
     def perturbed(self, mode: str, seed: int) -> Source:
@@ -102,10 +152,20 @@ class Plan:
         name = f"{mode}-seed{seed}"
         output = self.out / "weights" / f"{name}.pt"
         words = ["python", "pertub_weight.py", "--mode", mode, "--seed", seed]
-        return Source(name, output, self._add([*words, "--model_name_or_path", self.model, "--output", output], output))
+        return Source(
+            name,
+            output,
+            self._add([*words, "--model_name_or_path", self.model, "--output", output], output),
+        )
 
-    def train(self, task: str, seed: int, mask: Source | None = None, init: str = "pre",
-              weights: Source | None = None) -> Job:
+    def train(
+        self,
+        task: str,
+        seed: int,
+        mask: Source | None = None,
+        init: str = "pre",
+        weights: Source | None = None,
+    ) -> Job:
         """Train the subnetwork `mask` (the full network if None) of `init` "pre" or "rand", or of other `weights`."""
         name = f"{weights.name if weights else init}.{mask.name if mask else 'full'}"
         output = self._folder(task) / name / f"seed{seed}"
@@ -113,23 +173,49 @@ class Plan:
         words += ["--mask_dir", mask.file] if mask else []
         words += ["--weight_pertub", weights.file] if weights else []
         words += ["--output_dir", output, *self._training(task, seed), *self._length(task)]
-        words += ["--save_steps", 0, "--save_total_limit", 0]  # no models: a table needs the scores alone
-        return self._add([*words, *self.flags], output, tuple(source.job for source in (mask, weights) if source))
+        words += [
+            "--save_steps",
+            0,
+            "--save_total_limit",
+            0,
+        ]  # no models: a table needs the scores alone
+        return self._add(
+            [*words, *self.flags], output, tuple(source.job for source in (mask, weights) if source)
+        )
 
     def _training(self, task: str, seed: int) -> list[object]:
         recipe = self.recipes[task]
-        return [*_data(task, self.data, recipe), "--model_type", "bert", "--model_name_or_path", self.model, "--do_train",
-                "--do_eval", "--per_gpu_train_batch_size", recipe.batch, "--learning_rate", f"{recipe.rate:g}",
-                "--seed", seed]
+        return [
+            *_data(task, self.data, recipe),
+            "--model_type",
+            "bert",
+            "--model_name_or_path",
+            self.model,
+            "--do_train",
+            "--do_eval",
+            "--per_gpu_train_batch_size",
+            recipe.batch,
+            "--learning_rate",
+            f"{recipe.rate:g}",
+            "--seed",
+            seed,
+        ]
 
     def _length(self, task: str) -> list[object]:
         recipe = self.recipes[task]
-        return ["--max_steps", recipe.steps()] if recipe.by_steps else ["--num_train_epochs", f"{recipe.epochs:g}"]
+        return (
+            ["--max_steps", recipe.steps()]
+            if recipe.by_steps
+            else ["--num_train_epochs", f"{recipe.epochs:g}"]
+        )
 
     def stages(self) -> list[list[Job]]:
         """The jobs, those that can run side by side together."""
         last = max((job.stage for job in self.jobs.values()), default=0)
-        return [[job for job in self.jobs.values() if job.stage == stage] for stage in range(1, last + 1)]
+        return [
+            [job for job in self.jobs.values() if job.stage == stage]
+            for stage in range(1, last + 1)
+        ]
 
 
 def _schedule(last: int) -> list[int]:
@@ -144,7 +230,10 @@ def _how(rewind: int | None) -> str:
 
 def _script(task: str, what: str) -> list[str]:
     """The command that finds tickets ("imp") or trains one ("train") on `task`."""
-    scripts = {"squad": ("squad_trans.py", "squad_trans.py"), "mlm": ("LT_pretrain.py", "pretrain_trans.py")}
+    scripts = {
+        "squad": ("squad_trans.py", "squad_trans.py"),
+        "mlm": ("LT_pretrain.py", "pretrain_trans.py"),
+    }
     imp, train = scripts.get(task, ("LT_glue.py", "glue_trans.py"))
     return ["python", "-u", imp if what == "imp" else train]
 
@@ -152,14 +241,37 @@ def _script(task: str, what: str) -> list[str]:
 def _data(task: str, data: Path, recipe: Recipe) -> list[object]:
     """The flags that name the task's data, under `data` laid out as get_data.py does it."""
     if task == "squad":
-        return ["--train_file", data / "SQuAD/train-v1.1.json", "--predict_file", data / "SQuAD/dev-v1.1.json",
-                "--do_lower_case", "--max_seq_length", recipe.length, "--doc_stride", recipe.stride]
+        return [
+            "--train_file",
+            data / "SQuAD/train-v1.1.json",
+            "--predict_file",
+            data / "SQuAD/dev-v1.1.json",
+            "--do_lower_case",
+            "--max_seq_length",
+            recipe.length,
+            "--doc_stride",
+            recipe.stride,
+        ]
     if task == "mlm":
-        return ["--mlm", "--train_data_file", data / "pretrain_data/en.train",
-                "--eval_data_file", data / "pretrain_data/en.valid", "--block_size", recipe.length]
+        return [
+            "--mlm",
+            "--train_data_file",
+            data / "pretrain_data/en.train",
+            "--eval_data_file",
+            data / "pretrain_data/en.valid",
+            "--block_size",
+            recipe.length,
+        ]
     name = paper.NAMES[task]
-    return ["--task_name", name, "--data_dir", data / "glue_data" / name, "--do_lower_case",
-            "--max_seq_length", recipe.length]
+    return [
+        "--task_name",
+        name,
+        "--data_dir",
+        data / "glue_data" / name,
+        "--do_lower_case",
+        "--max_seq_length",
+        recipe.length,
+    ]
 
 
 @dataclass(frozen=True)
@@ -212,7 +324,9 @@ def table4(plan: Plan, wanted: Wanted) -> None:
     for task in wanted.tasks:
         for seed in wanted.seeds:
             plan.train(task, seed)
-            plan.train(task, seed, plan.ticket(task, seed, wanted.percent(task, paper.STRICT_SPARSITY)))
+            plan.train(
+                task, seed, plan.ticket(task, seed, wanted.percent(task, paper.STRICT_SPARSITY))
+            )
 
 
 def figure2(plan: Plan, wanted: Wanted) -> None:
@@ -260,7 +374,9 @@ def figure_sparsity(plan: Plan, wanted: Wanted) -> None:
 
 
 BUILDERS: dict[str, Callable[[Plan, Wanted], None]] = {
-    f.__name__: f for f in (table2, table3, table4, figure2, figure_rewind, figure_overlap, figure_sparsity)}
+    f.__name__: f
+    for f in (table2, table3, table4, figure2, figure_rewind, figure_overlap, figure_sparsity)
+}
 
 
 def per_task(flag: str, words: list[str] | None, convert: Callable[[str], float]) -> dict:
@@ -278,8 +394,9 @@ def per_task(flag: str, words: list[str] | None, convert: Callable[[str], float]
     return values
 
 
-def recipes(base: dict[str, Recipe], epochs: dict, rates: dict, steps: dict, lengths: dict,
-            batches: dict) -> tuple[dict[str, Recipe], dict[str, str]]:
+def recipes(
+    base: dict[str, Recipe], epochs: dict, rates: dict, steps: dict, lengths: dict, batches: dict
+) -> tuple[dict[str, Recipe], dict[str, str]]:
     """The preset with the user's changes, and per task how a folder name tells them ("" for none)."""
     made, changed = {}, {}
     for task, recipe in base.items():
@@ -304,25 +421,85 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("what", choices=list(BUILDERS), help="the table or figure")
-    add("--preset", choices=["paper", "mini"], default="paper",
-        help="Table 1's hyper-parameters, or ours for a small model (200 steps a training)")
-    add("--tasks", nargs="+", metavar="TASK", help="tasks to train on (default: the paper's eleven)")
-    add("--sources", nargs="+", metavar="TASK",
-        help="tasks whose masks are transferred (default: --tasks for figure2, MLM and SQuAD for figure_rewind)")
-    add("--seeds", type=int, default=5, help="number of seeds, from 1 on (default: the paper's five)")
-    add("--model", default="bert-base-uncased", help="hub name or local folder of the pre-trained BERT")
-    add("--data", type=Path, default=Path("."), help="folder of glue_data, SQuAD and pretrain_data (get_data.py's)")
+    add(
+        "--preset",
+        choices=["paper", "mini"],
+        default="paper",
+        help="Table 1's hyper-parameters, or ours for a small model (200 steps a training)",
+    )
+    add(
+        "--tasks", nargs="+", metavar="TASK", help="tasks to train on (default: the paper's eleven)"
+    )
+    add(
+        "--sources",
+        nargs="+",
+        metavar="TASK",
+        help="tasks whose masks are transferred (default: --tasks for figure2, MLM and SQuAD for figure_rewind)",
+    )
+    add(
+        "--seeds",
+        type=int,
+        default=5,
+        help="number of seeds, from 1 on (default: the paper's five)",
+    )
+    add(
+        "--model",
+        default="bert-base-uncased",
+        help="hub name or local folder of the pre-trained BERT",
+    )
+    add(
+        "--data",
+        type=Path,
+        default=Path("."),
+        help="folder of glue_data, SQuAD and pretrain_data (get_data.py's)",
+    )
     add("--out", type=Path, default=Path("runs"), help="folder for all output folders (ours)")
-    add("--epochs", nargs="+", metavar="N|TASK=N", help="epochs of a training, instead of the preset's (IMP's rounds then "
-        "count the paper's steps per epoch: for data of another size give --steps)")
+    add(
+        "--epochs",
+        nargs="+",
+        metavar="N|TASK=N",
+        help="epochs of a training, instead of the preset's (IMP's rounds then "
+        "count the paper's steps per epoch: for data of another size give --steps)",
+    )
     add("--lr", nargs="+", metavar="X|TASK=X", help="learning rate, instead of the preset's")
-    add("--steps", nargs="+", metavar="N|TASK=N", help="optimizer steps of a training, instead of epochs")
-    add("--batch", nargs="+", metavar="N|TASK=N", help="training rows in a batch, instead of the preset's (with --steps)")
-    add("--length", nargs="+", metavar="N|TASK=N", help="WordPieces of a row, window or block, instead of the preset's")
-    add("--sparsity", nargs="+", metavar="S|TASK=S", help="sparsity to compare at, 0 to 1, instead of the paper's")
-    add("--imp_to", type=float, default=HIGHEST / 100, metavar="S", help="where IMP's sparsities 0.1, 0.2, ... end")
-    add("--shuffles", nargs="*", choices=SHUFFLES, default=["layers", "elements"],
-        help="the kinds of shuffled weights in table2 (the released code shuffles layers)")
+    add(
+        "--steps",
+        nargs="+",
+        metavar="N|TASK=N",
+        help="optimizer steps of a training, instead of epochs",
+    )
+    add(
+        "--batch",
+        nargs="+",
+        metavar="N|TASK=N",
+        help="training rows in a batch, instead of the preset's (with --steps)",
+    )
+    add(
+        "--length",
+        nargs="+",
+        metavar="N|TASK=N",
+        help="WordPieces of a row, window or block, instead of the preset's",
+    )
+    add(
+        "--sparsity",
+        nargs="+",
+        metavar="S|TASK=S",
+        help="sparsity to compare at, 0 to 1, instead of the paper's",
+    )
+    add(
+        "--imp_to",
+        type=float,
+        default=HIGHEST / 100,
+        metavar="S",
+        help="where IMP's sparsities 0.1, 0.2, ... end",
+    )
+    add(
+        "--shuffles",
+        nargs="*",
+        choices=SHUFFLES,
+        default=["layers", "elements"],
+        help="the kinds of shuffled weights in table2 (the released code shuffles layers)",
+    )
     add("--flags", default="", help="words appended to every training command, such as '--bf16'")
     return parser.parse_args(argv)
 
@@ -331,20 +508,42 @@ def plan_of(args: argparse.Namespace) -> Plan:
     """The jobs that the flags ask for. Raises UserError naming a flag that cannot be."""
     if args.seeds < 1:
         raise UserError(f"--seeds {args.seeds}: give at least 1")
-    sparsity = {task: _percent("--sparsity", s) for task, s in per_task("--sparsity", args.sparsity, float).items()}
+    sparsity = {
+        task: _percent("--sparsity", s)
+        for task, s in per_task("--sparsity", args.sparsity, float).items()
+    }
     base = MINI if args.preset == "mini" else paper.RECIPES
     batches = per_task("--batch", args.batch, int)
-    made, changed = recipes(base, per_task("--epochs", args.epochs, float), per_task("--lr", args.lr, float),
-                            per_task("--steps", args.steps, int), per_task("--length", args.length, int), batches)
+    made, changed = recipes(
+        base,
+        per_task("--epochs", args.epochs, float),
+        per_task("--lr", args.lr, float),
+        per_task("--steps", args.steps, int),
+        per_task("--length", args.length, int),
+        batches,
+    )
     tasks = paper.task_keys(args.tasks)
-    sources = paper.task_keys(args.sources or (["MLM", "SQuAD"] if args.what == "figure_rewind" else args.tasks))
+    sources = paper.task_keys(
+        args.sources or (["MLM", "SQuAD"] if args.what == "figure_rewind" else args.tasks)
+    )
     for task in sorted({*tasks, *sources} & batches.keys()):
         if not made[task].by_steps:  # an epoch has another number of steps then
-            raise UserError(f"--batch {batches[task]}: give --steps for {paper.NAMES[task]} too, the length of a training")
+            raise UserError(
+                f"--batch {batches[task]}: give --steps for {paper.NAMES[task]} too, the length of a training"
+            )
     wanted = Wanted(tasks, sources, tuple(range(1, args.seeds + 1)), sparsity, tuple(args.shuffles))
-    folder = "-".join(filter(None, [Path(args.model).name, args.preset.replace("paper", ""), _slug(args.flags)]))
-    plan = Plan(args.model, args.data, args.out / folder, made, changed, _percent("--imp_to", args.imp_to),
-                shlex.split(args.flags))
+    folder = "-".join(
+        filter(None, [Path(args.model).name, args.preset.replace("paper", ""), _slug(args.flags)])
+    )
+    plan = Plan(
+        args.model,
+        args.data,
+        args.out / folder,
+        made,
+        changed,
+        _percent("--imp_to", args.imp_to),
+        shlex.split(args.flags),
+    )
     BUILDERS[args.what](plan, wanted)
     return plan
 
@@ -352,7 +551,9 @@ def plan_of(args: argparse.Namespace) -> Plan:
 def _percent(flag: str, sparsity: float) -> int:
     percent = round(100 * sparsity)
     if not 0 < sparsity < 1 or abs(percent - 100 * sparsity) > 1e-9:
-        raise UserError(f"{flag} {sparsity:g} must be a whole percentage between 0 and 1, such as 0.7")
+        raise UserError(
+            f"{flag} {sparsity:g} must be a whole percentage between 0 and 1, such as 0.7"
+        )
     return percent
 
 

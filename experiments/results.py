@@ -13,7 +13,14 @@ from experiments.recipe import Agreement, Recipe
 from utils import files
 from utils.errors import UserError
 
-NEEDED = {"task": str, "method": str, "init": str, "sparsity": (int, float), "seed": int, "score": (int, float)}
+NEEDED = {
+    "task": str,
+    "method": str,
+    "init": str,
+    "sparsity": (int, float),
+    "seed": int,
+    "score": (int, float),
+}
 METHODS = ("train", "imp")  # in the order of preference: a training of its own, else a round of IMP
 STANDARD = "standard"  # pruning without rewinding
 
@@ -89,12 +96,18 @@ class Results:
 
     def check_masks(self, task: str) -> None:
         """Raises UserError if the IMP runs that found the masks of `task`, rewinding to theta_0, differ in recipe."""
-        agreement = Agreement()  # of their own: tickets found by one recipe may be trained by another
+        agreement = (
+            Agreement()
+        )  # of their own: tickets found by one recipe may be trained by another
         for row in self._matching(task, {"method": "imp", "rewinding": "0"}):
             agreement.take(task, row.recipe, row.where)
 
     def _matching(self, task: str, wanted: dict) -> list[Row]:
-        return [r for r in self.rows if r.task == task and all(getattr(r, k) == v for k, v in wanted.items())]
+        return [
+            r
+            for r in self.rows
+            if r.task == task and all(getattr(r, k) == v for k, v in wanted.items())
+        ]
 
     def full(self, task: str) -> Cell | None:
         """f(x, theta_0): the full network."""
@@ -118,10 +131,16 @@ def read(folder: Path, as_released: bool = False) -> Results:
     """
     paths = sorted(Path(folder).rglob(files.RESULTS))
     if not paths:
-        raise UserError(f"{folder}: no {files.RESULTS} below it; give the folder that holds the runs' output folders")
+        raise UserError(
+            f"{folder}: no {files.RESULTS} below it; give the folder that holds the runs' output folders"
+        )
     notices: list[str] = []
     rows = [row for path in paths for row in _rows(path, notices)]
-    rows = [row for row in rows if row.as_released == as_released or "imp" not in (row.source, row.method)]
+    rows = [
+        row
+        for row in rows
+        if row.as_released == as_released or "imp" not in (row.source, row.method)
+    ]
     return Results(_consistent(rows, notices), notices)
 
 
@@ -144,8 +163,10 @@ def _rows(path: Path, notices: list[str]) -> Iterator[Row]:
         elif content.get("final") and content["method"] in METHODS:
             row = _row(content, where)
             if row.source == "unknown":
-                notices.append(f"{where}: a mask of unknown origin ({content['mask']}, no {files.MASK_INFO_SUFFIX} "
-                               "file beside it); in no table")
+                notices.append(
+                    f"{where}: a mask of unknown origin ({content['mask']}, no {files.MASK_INFO_SUFFIX} "
+                    "file beside it); in no table"
+                )
             yield row
 
 
@@ -162,15 +183,31 @@ def _wrong(content) -> str | None:
 
 
 def _row(content: dict, where: str) -> Row:
-    init, mask, source = content.get("init_info") or {}, content.get("mask_info") or {}, _source(content)
-    found_by = mask or (_first_round(content.get("args") or {}) if content["method"] == "imp" else {})
+    init, mask, source = (
+        content.get("init_info") or {},
+        content.get("mask_info") or {},
+        _source(content),
+    )
+    found_by = mask or (
+        _first_round(content.get("args") or {}) if content["method"] == "imp" else {}
+    )
     return Row(
-        task=content["task"], method=content["method"], init=content["init"],
-        init_task=init.get("task"), init_rewinding=rewinding_label(init) if "rewind_fraction" in init else None,
-        init_seed=init.get("seed"), percent=round(100 * content["sparsity"], 1), source=source,
-        source_task=mask.get("task"), source_seed=None if source.startswith("omp") else mask.get("seed"),
-        rewinding=rewinding_label(found_by), as_released=bool(found_by.get("as_released")), seed=content["seed"],
-        score=float(content["score"]), where=where, recipe=recipe.told(content),
+        task=content["task"],
+        method=content["method"],
+        init=content["init"],
+        init_task=init.get("task"),
+        init_rewinding=rewinding_label(init) if "rewind_fraction" in init else None,
+        init_seed=init.get("seed"),
+        percent=round(100 * content["sparsity"], 1),
+        source=source,
+        source_task=mask.get("task"),
+        source_seed=None if source.startswith("omp") else mask.get("seed"),
+        rewinding=rewinding_label(found_by),
+        as_released=bool(found_by.get("as_released")),
+        seed=content["seed"],
+        score=float(content["score"]),
+        where=where,
+        recipe=recipe.told(content),
     )
 
 
@@ -178,14 +215,21 @@ def _source(content: dict) -> str:
     mask = content.get("mask_info") or {}
     if not mask:
         return "unknown" if content.get("mask") else ""
-    return "omp_rand" if mask.get("method") == "omp" and mask.get("weight") == "rand" else str(mask.get("method"))
+    return (
+        "omp_rand"
+        if mask.get("method") == "omp" and mask.get("weight") == "rand"
+        else str(mask.get("method"))
+    )
 
 
 def _first_round(arguments: dict) -> dict:
     """What a mask's information would say in the first round of IMP, which has no mask yet and so no length told."""
     later = bool(arguments.get("rewind_steps"))  # i > 0: not the plain training of theta_0
-    return {"rewind": "none" if arguments.get("no_rewind") else "theta_i", "rewind_fraction": float(later),
-            "as_released": arguments.get("as_released", False)}
+    return {
+        "rewind": "none" if arguments.get("no_rewind") else "theta_i",
+        "rewind_fraction": float(later),
+        "as_released": arguments.get("as_released", False),
+    }
 
 
 def rewinding_label(info: dict) -> str:

@@ -51,9 +51,19 @@ def steps(monkeypatch) -> list[dict]:
     taken, original = [], Trainer.step
 
     def step(self, batches, rate, place):
-        taken.append({"rate": rate, "rows": [row for rows in batches for row in rows.tolist()],
-                      "weights": masks.snapshot(self.model), "fresh": self.optimizer.steps == 0,
-                      "mask": {k: v.bool().clone() for k, v in self.model.named_buffers() if k.endswith("_mask")}})
+        taken.append(
+            {
+                "rate": rate,
+                "rows": [row for rows in batches for row in rows.tolist()],
+                "weights": masks.snapshot(self.model),
+                "fresh": self.optimizer.steps == 0,
+                "mask": {
+                    k: v.bool().clone()
+                    for k, v in self.model.named_buffers()
+                    if k.endswith("_mask")
+                },
+            }
+        )
         return original(self, batches, rate, place)
 
     monkeypatch.setattr(Trainer, "step", step)

@@ -41,8 +41,11 @@ def run(script: str, *flags) -> Ended:
 
     main = importlib.import_module(script.removesuffix(".py")).main
     out, err, code = io.StringIO(), io.StringIO(), 0
-    with (mock.patch.object(sys, "argv", [script, *map(str, flags)]),
-          contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)):
+    with (
+        mock.patch.object(sys, "argv", [script, *map(str, flags)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         try:
             cli.run(main)
         except SystemExit as end:
@@ -64,8 +67,12 @@ def results(folder: Path) -> list[dict]:
 
 def fresh(script: str, *flags, cwd: Path, environment: dict[str, str] | None = None) -> Ended:
     """Run a script with an interpreter of its own, as a user does; it takes seconds to import the libraries."""
-    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)], cwd=cwd, capture_output=True,
-                          env={**os.environ, **ONE_THREAD, **(environment or {})})
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, flags)],
+        cwd=cwd,
+        capture_output=True,
+        env={**os.environ, **ONE_THREAD, **(environment or {})},
+    )
     return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
@@ -76,17 +83,31 @@ class Launcher:
     """
 
     def __init__(self, environment: dict[str, str]):
-        self._server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                        env={**os.environ, **ONE_THREAD, **environment})
+        self._server = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **ONE_THREAD, **environment},
+        )
 
-    def start(self, script: str, *flags, cwd: Path, sleepless: bool = False, processes: int = 1) -> "Launched":
+    def start(
+        self, script: str, *flags, cwd: Path, sleepless: bool = False, processes: int = 1
+    ) -> "Launched":
         """Start `script`; one at a time. Where `sleepless`, waits between two tries of a library take no time.
 
         Several processes find each other as torchrun's do, but nothing ends the others when one is lost.
         """
         folders = [tempfile.mkdtemp(prefix="launch-") for _ in range(processes)]
-        request = {"script": str(ROOT / script), "flags": [str(f) for f in flags], "cwd": str(cwd), "sleepless": sleepless}
-        self._server.stdin.write(json.dumps([request | {"folder": folder} for folder in folders]) + "\n")
+        request = {
+            "script": str(ROOT / script),
+            "flags": [str(f) for f in flags],
+            "cwd": str(cwd),
+            "sleepless": sleepless,
+        }
+        self._server.stdin.write(
+            json.dumps([request | {"folder": folder} for folder in folders]) + "\n"
+        )
         self._server.stdin.flush()
         pids = [int(pid) for pid in self._server.stdout.readline().split()]
         return Launched(pids, list(map(Path, folders)), self._server.stdout)
@@ -117,8 +138,10 @@ class Launched:
     def wait_all(self) -> list[Ended]:
         """How its processes ended, by rank."""
         codes = map(int, self.answers.readline().split())
-        ended = [Ended(code, *((folder / name).read_bytes().decode() for name in ("out", "err")))
-                 for code, folder in zip(codes, self.folders, strict=True)]
+        ended = [
+            Ended(code, *((folder / name).read_bytes().decode() for name in ("out", "err")))
+            for code, folder in zip(codes, self.folders, strict=True)
+        ]
         for folder in self.folders:
             shutil.rmtree(folder)
         return ended
@@ -139,8 +162,13 @@ def _serve() -> None:
             if pids[-1] == 0:
                 os.close(answers)
                 if len(requests) > 1:
-                    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(len(requests)),
-                                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+                    os.environ.update(
+                        RANK=str(rank),
+                        LOCAL_RANK=str(rank),
+                        WORLD_SIZE=str(len(requests)),
+                        MASTER_ADDR="127.0.0.1",
+                        MASTER_PORT=str(port),
+                    )
                 become(**request)
         os.write(answers, f"{' '.join(map(str, pids))}\n".encode())
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]

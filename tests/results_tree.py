@@ -10,23 +10,71 @@ from utils import masks
 OMP_INFO = {"method": "omp", "task": None, "seed": 42, "weight": "pre"}
 
 
-def mask_info(task: str | None, sparsity: float, seed: int, method: str = "imp", fraction: float = 0.0,
-              rewind: str = "theta_i") -> dict:
+def mask_info(
+    task: str | None,
+    sparsity: float,
+    seed: int,
+    method: str = "imp",
+    fraction: float = 0.0,
+    rewind: str = "theta_i",
+) -> dict:
     """The origin of a mask, as its sidecar and the rows have it."""
-    return {"method": method, "task": task, "sparsity": sparsity, "seed": seed, "rewind": rewind,
-            "rewind_steps": round(100 * fraction), "rewind_fraction": fraction, "as_released": False}
+    return {
+        "method": method,
+        "task": task,
+        "sparsity": sparsity,
+        "seed": seed,
+        "rewind": rewind,
+        "rewind_steps": round(100 * fraction),
+        "rewind_fraction": fraction,
+        "as_released": False,
+    }
 
 
-def row(task: str, score: float, seed: int, mask: dict | None = None, method: str = "train", init: str = "pre",
-        init_info: dict | None = None, final: bool = True, **changes) -> dict:
+def row(
+    task: str,
+    score: float,
+    seed: int,
+    mask: dict | None = None,
+    method: str = "train",
+    init: str = "pre",
+    init_info: dict | None = None,
+    final: bool = True,
+    **changes,
+) -> dict:
     """One row of results.jsonl."""
     described = {"sparsity": 0.0, "mask": None, "mask_info": None, "mask_sha256": None}
     if mask:
-        described = {"sparsity": mask["sparsity"], "mask": "m.pt", "mask_info": mask, "mask_sha256": "0"}
-    rest = {"script": "glue_trans.py", "step": 1, "round": None, "metrics": {}, "args": {}, "versions": {},
-            "device": "cpu", "wall_seconds": 1.0}
-    return {"task": task, "method": method, "init": init, "init_info": init_info, "seed": seed, "final": final,
-            "score": score} | described | rest | changes
+        described = {
+            "sparsity": mask["sparsity"],
+            "mask": "m.pt",
+            "mask_info": mask,
+            "mask_sha256": "0",
+        }
+    rest = {
+        "script": "glue_trans.py",
+        "step": 1,
+        "round": None,
+        "metrics": {},
+        "args": {},
+        "versions": {},
+        "device": "cpu",
+        "wall_seconds": 1.0,
+    }
+    return (
+        {
+            "task": task,
+            "method": method,
+            "init": init,
+            "init_info": init_info,
+            "seed": seed,
+            "final": final,
+            "score": score,
+        }
+        | described
+        | rest
+        | changes
+    )
 
 
 def write_rows(folder: Path, rows: list[dict], tail: str = "") -> Path:
@@ -39,12 +87,23 @@ def write_rows(folder: Path, rows: list[dict], tail: str = "") -> Path:
 
 def trainings(task: str, scores: list[float], mask=None, **more) -> list[dict]:
     """One training a seed (1, 2, ...) ending with these scores; `mask(seed)` gives each one's mask."""
-    return [row(task, score, seed, mask(seed) if mask else None, **more) for seed, score in enumerate(scores, 1)]
+    return [
+        row(task, score, seed, mask(seed) if mask else None, **more)
+        for seed, score in enumerate(scores, 1)
+    ]
 
 
 def small_mask(sparsity: float, seed: int, layers: int = 2, side: int = 20) -> masks.Mask:
     """A random mask over a small BERT's matrices."""
-    parts = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
-             "intermediate.dense", "output.dense")
-    names = [f"bert.encoder.layer.{n}.{part}" for n in range(layers) for part in parts] + ["bert.pooler.dense"]
+    parts = (
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    )
+    names = [f"bert.encoder.layer.{n}.{part}" for n in range(layers) for part in parts] + [
+        "bert.pooler.dense"
+    ]
     return masks.random({name: torch.Size((side, side)) for name in names}, sparsity, seed)

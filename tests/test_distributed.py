@@ -29,7 +29,9 @@ def place(tmp_path_factory):
     """A BERT without dropout, whose draws would differ from process to process, and data of odd sizes."""
     folder = tmp_path_factory.mktemp("distributed")
     tiny.bert(folder / "bert", dropout=0.0)
-    tiny.glue(folder / "MRPC", "MRPC", train=17, dev=13)  # the third batch has one row: none for a second process
+    tiny.glue(
+        folder / "MRPC", "MRPC", train=17, dev=13
+    )  # the third batch has one row: none for a second process
     tiny.squad(folder / "squad", train=3, dev=3)
     tiny.text(folder / "text", train=41, valid=23)
     return folder
@@ -45,15 +47,64 @@ def start():
 def command(place, name, processes, *more):
     """An IMP run of three rounds with eight rows in a batch, however many processes share them."""
     flags = {
-        "glue": ["LT_glue.py", "--task_name", "MRPC", "--data_dir", place / "MRPC", "--max_seq_length", 32],
-        "squad": ["squad_trans.py", "--train_file", place / "squad" / "train-v1.1.json", "--max_seq_length", 48,
-                  "--predict_file", place / "squad" / "dev-v1.1.json", "--doc_stride", 16, "--max_query_length", 12],
-        "mlm": ["LT_pretrain.py", "--train_data_file", place / "text" / "en.train", "--mlm", "--block_size", 24,
-                "--eval_data_file", place / "text" / "en.valid"],
+        "glue": [
+            "LT_glue.py",
+            "--task_name",
+            "MRPC",
+            "--data_dir",
+            place / "MRPC",
+            "--max_seq_length",
+            32,
+        ],
+        "squad": [
+            "squad_trans.py",
+            "--train_file",
+            place / "squad" / "train-v1.1.json",
+            "--max_seq_length",
+            48,
+            "--predict_file",
+            place / "squad" / "dev-v1.1.json",
+            "--doc_stride",
+            16,
+            "--max_query_length",
+            12,
+        ],
+        "mlm": [
+            "LT_pretrain.py",
+            "--train_data_file",
+            place / "text" / "en.train",
+            "--mlm",
+            "--block_size",
+            24,
+            "--eval_data_file",
+            place / "text" / "en.valid",
+        ],
     }[name]
-    return [*flags, "--model_name_or_path", place / "bert", "--do_train", "--do_eval", "--no_cuda", "--output_dir", "out",
-            "--per_gpu_train_batch_size", 8 // processes, "--learning_rate", 1e-3, "--max_steps", 12, "--save_steps", 4,
-            "--sparsities", 0.3, 0.6, "--logging_steps", 1, "--overwrite_output_dir", *more]
+    return [
+        *flags,
+        "--model_name_or_path",
+        place / "bert",
+        "--do_train",
+        "--do_eval",
+        "--no_cuda",
+        "--output_dir",
+        "out",
+        "--per_gpu_train_batch_size",
+        8 // processes,
+        "--learning_rate",
+        1e-3,
+        "--max_steps",
+        12,
+        "--save_steps",
+        4,
+        "--sparsities",
+        0.3,
+        0.6,
+        "--logging_steps",
+        1,
+        "--overwrite_output_dir",
+        *more,
+    ]
 
 
 def folder(path):
@@ -77,18 +128,26 @@ def losses(out):
 
 
 def digests(out):
-    return [entry["mask_sha256"] for entry in json.loads((out / "tickets.json").read_text())["tickets"]]
+    return [
+        entry["mask_sha256"] for entry in json.loads((out / "tickets.json").read_text())["tickets"]
+    ]
 
 
 def names(out):
-    return sorted(str(path.relative_to(out)) for path in out.rglob("*") if "events" not in path.parts)
+    return sorted(
+        str(path.relative_to(out)) for path in out.rglob("*") if "events" not in path.parts
+    )
 
 
 @pytest.mark.parametrize("name", ["glue", "squad", "mlm"])
 def test_two_processes_give_the_losses_masks_and_scores_of_one(start, place, tmp_path, name):
     single = start(*command(place, name, 1), cwd=folder(tmp_path / "one"))
-    both = start.start(*command(place, name, 2), cwd=folder(tmp_path / "two"), processes=2).wait_all()
-    assert [single.code, *(ended.code for ended in both)] == [0, 0, 0], single.err + both[0].err + both[1].err
+    both = start.start(
+        *command(place, name, 2), cwd=folder(tmp_path / "two"), processes=2
+    ).wait_all()
+    assert [single.code, *(ended.code for ended in both)] == [0, 0, 0], (
+        single.err + both[0].err + both[1].err
+    )
     one, two = tmp_path / "one" / "out", tmp_path / "two" / "out"
     assert len(losses(one)) == 12
     np.testing.assert_allclose(losses(two), losses(one), atol=1e-5, rtol=0)
@@ -96,7 +155,11 @@ def test_two_processes_give_the_losses_masks_and_scores_of_one(start, place, tmp
     for mine, theirs in zip(results(one), results(two), strict=True):
         assert theirs["metrics"] == pytest.approx(mine["metrics"], rel=1e-5, abs=1e-5)
     # the second process says and writes nothing
-    assert both[1].out == "" and both[1].errors() == [] and both[0].out.count("round") == single.out.count("round")
+    assert (
+        both[1].out == ""
+        and both[1].errors() == []
+        and both[0].out.count("round") == single.out.count("round")
+    )
     assert names(two) == names(one)
 
 
@@ -137,7 +200,9 @@ def test_every_row_is_predicted_once_by_some_process(monkeypatch, place, size):
     rows, _ = task.dev["dev"]
     whole = task.predict(model, rows, cpu)
     assert len(glue.by_length(rows)) > 3 and np.abs(whole).min() > 0
-    np.testing.assert_array_equal(summed(monkeypatch, size, lambda: task.predict(model, rows, cpu)), whole)
+    np.testing.assert_array_equal(
+        summed(monkeypatch, size, lambda: task.predict(model, rows, cpu)), whole
+    )
 
     as_rank(monkeypatch, 0, 1)
     answers = squad.SquadTask(squad.AnswerOptions())
@@ -146,17 +211,26 @@ def test_every_row_is_predicted_once_by_some_process(monkeypatch, place, size):
     monkeypatch.setattr(squad, "by_length", functools.partial(squad.by_length, tokens=100))
     monkeypatch.setattr(squad, "total_array", lambda array: array)
     model = models.load_model(models.QuestionAnswerer, bert, config, 1)
-    flat = lambda: np.concatenate([logits for part in answers.predict(model, cpu) for logits in part])  # noqa: E731
+    flat = lambda: np.concatenate(
+        [logits for part in answers.predict(model, cpu) for logits in part]
+    )  # noqa: E731
     whole = flat()
     np.testing.assert_array_equal(summed(monkeypatch, size, flat), whole)
 
 
 @pytest.mark.parametrize("size", [2, 3, 50])
 def test_every_block_is_scored_once_by_some_process(monkeypatch, place, size):
-    config, tokenizer = models.load_config(str(place / "bert")), models.load_tokenizer(str(place / "bert"), True)
+    config, tokenizer = (
+        models.load_config(str(place / "bert")),
+        models.load_tokenizer(str(place / "bert"), True),
+    )
     task, cpu = MlmTask(tokenizer), torch.device("cpu")
-    task.dev = text.load_blocks(str(place / "text" / "en.valid"), tokenizer, 24, False, None, False, 1)
-    monkeypatch.setattr("utils.mlm.EVALUATION_TOKENS", 5 * 24)  # five blocks in a batch, fewer in the last
+    task.dev = text.load_blocks(
+        str(place / "text" / "en.valid"), tokenizer, 24, False, None, False, 1
+    )
+    monkeypatch.setattr(
+        "utils.mlm.EVALUATION_TOKENS", 5 * 24
+    )  # five blocks in a batch, fewer in the last
     assert len(task.dev) > 10 and len(task.dev) % 5
     model = models.load_model(models.MaskedLanguageModel, str(place / "bert"), config, 1)
     sums = []
@@ -185,7 +259,10 @@ def test_the_shares_of_a_training_batch_are_the_batch(monkeypatch, size):
         for rank in range(size):
             as_rank(monkeypatch, rank, size)
             rows, total = distributed.my_rows(batch)
-            assert len(rows) > 0 and total in (len(batch), float("inf"))  # a row of weight zero where there is none left
+            assert len(rows) > 0 and total in (
+                len(batch),
+                float("inf"),
+            )  # a row of weight zero where there is none left
             shares += list(rows) if total == len(batch) else []
         assert sorted(shares) == sorted(batch)
 
@@ -221,8 +298,12 @@ def test_a_mask_that_differs_in_one_weight_stops_all_processes(start, place, tmp
         (line,) = each.errors()
         assert f"process {rank}: the processes disagree on the mask of round 2" in line
     out = tmp_path / "out"
-    assert len(digests(out)) == 1 and not (out / "checkpoint-8").exists(), "the mask is not published"
-    assert start.start(*command(place, "glue", 2), cwd=tmp_path, processes=2).wait_all()[0].code == 0, "and the run goes on"
+    assert len(digests(out)) == 1 and not (out / "checkpoint-8").exists(), (
+        "the mask is not published"
+    )
+    assert (
+        start.start(*command(place, "glue", 2), cwd=tmp_path, processes=2).wait_all()[0].code == 0
+    ), "and the run goes on"
 
 
 def wait_for(condition, seconds=120):
@@ -234,12 +315,20 @@ def wait_for(condition, seconds=120):
 
 def state(out, round_):
     """Whether the run has a checkpoint within this round."""
-    return lambda: any(path.name.split("-")[2] != "0" for path in out.glob(f"state-{round_}-*-*.pt"))
+    return lambda: any(
+        path.name.split("-")[2] != "0" for path in out.glob(f"state-{round_}-*-*.pt")
+    )
 
 
 def outcome(out):
-    rows = [{key: value for key, value in row.items() if key not in ("wall_seconds", "args")} for row in results(out)]
-    weights = [(path.name, (path / "model.safetensors").read_bytes()) for path in sorted(out.glob("checkpoint-*"))]
+    rows = [
+        {key: value for key, value in row.items() if key not in ("wall_seconds", "args")}
+        for row in results(out)
+    ]
+    weights = [
+        (path.name, (path / "model.safetensors").read_bytes())
+        for path in sorted(out.glob("checkpoint-*"))
+    ]
     return rows, digests(out), weights, names(out)
 
 
@@ -264,13 +353,19 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on(start, place, tmp_pa
         assert time.monotonic() - killed < MINUTE
         assert (ended[victim].code, ended[1 - victim].code) == (-signal.SIGKILL, 1)
         (line,) = ended[1 - victim].errors()
-        assert f"LT_glue.py: error: process {1 - victim}: " in line and "goes on from the last checkpoint" in line
+        assert (
+            f"LT_glue.py: error: process {1 - victim}: " in line
+            and "goes on from the last checkpoint" in line
+        )
     running = start.start(*flags, cwd=tmp_path, processes=2)
     wait_for(state(out, 2))
     os.kill(running.pids[1], signal.SIGTERM)
     ended = running.wait_all()
     assert [each.code for each in ended] == [75, 75]
-    assert "state saved in out; the same command goes on from here" in ended[0].errors()[0] and ended[1].errors() == []
+    assert (
+        "state saved in out; the same command goes on from here" in ended[0].errors()[0]
+        and ended[1].errors() == []
+    )
     ended = start.start(*flags, cwd=tmp_path, processes=2).wait_all()
     assert [each.code for each in ended] == [0, 0], ended
     assert outcome(out) == undisturbed
@@ -278,7 +373,9 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on(start, place, tmp_pa
 
 def test_a_run_of_two_processes_does_not_go_on_with_one(start, place, tmp_path):
     """At 4 rows a process, one process alone would take other batches."""
-    running = start.start(*command(place, "glue", 2, "--checkpoint_minutes", 0), cwd=tmp_path, processes=2)
+    running = start.start(
+        *command(place, "glue", 2, "--checkpoint_minutes", 0), cwd=tmp_path, processes=2
+    )
     wait_for(state(tmp_path / "out", 0))
     os.kill(running.pids[0], signal.SIGTERM)
     running.wait_all()
@@ -298,10 +395,24 @@ def test_a_refused_command_is_refused_once_by_all_processes(start, place, tmp_pa
 def test_torchrun_hands_on_sigterm_and_the_run_goes_on(start, place, tmp_path, undisturbed):
     script, *flags = command(place, "glue", 2, "--checkpoint_minutes", 0, "--local_rank", -1)
     out = tmp_path / "out"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-                str(Path(launch.ROOT) / script), *map(str, flags)]
-    with subprocess.Popen(torchrun, cwd=tmp_path, env={**os.environ, **launch.ONE_THREAD}, stderr=subprocess.PIPE,
-                          stdout=subprocess.DEVNULL, text=True) as running:
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(Path(launch.ROOT) / script),
+        *map(str, flags),
+    ]
+    with subprocess.Popen(
+        torchrun,
+        cwd=tmp_path,
+        env={**os.environ, **launch.ONE_THREAD},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as running:
         try:
             wait_for(state(out, 0))
         finally:

@@ -21,8 +21,16 @@ def model(tmp_path_factory) -> Path:
     """A small BERT, 20 wide, whose matrices are those of `small_mask`."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=len(WORDS), hidden_size=20, num_hidden_layers=2, num_attention_heads=2,
-                         intermediate_size=20, max_position_embeddings=16)).save_pretrained(folder)
+    BertModel(
+        BertConfig(
+            vocab_size=len(WORDS),
+            hidden_size=20,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=20,
+            max_position_embeddings=16,
+        )
+    ).save_pretrained(folder)
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
     return folder
 
@@ -39,12 +47,20 @@ def test_stock_transformers_loads_m_times_theta_0(model, exported):
     theta = BertModel.from_pretrained(model).state_dict()
     loaded, info = BertModel.from_pretrained(exported, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert "packed_rows" not in (exported / "config.json").read_text()  # our attention, which others do not have
+    assert (
+        "packed_rows" not in (exported / "config.json").read_text()
+    )  # our attention, which others do not have
     mask = small_mask(0.7, 3)
     for name, value in loaded.state_dict().items():
         keep = mask.get(f"bert.{name}_mask")
         assert torch.equal(value, theta[name] if keep is None else theta[name] * keep), name
-    assert BertTokenizer.from_pretrained(exported)("the ticket wins")["input_ids"] == [2, 5, 6, 7, 3]
+    assert BertTokenizer.from_pretrained(exported)("the ticket wins")["input_ids"] == [
+        2,
+        5,
+        6,
+        7,
+        3,
+    ]
 
 
 def test_the_folder_is_a_mask_for_the_scripts(exported):
@@ -53,14 +69,26 @@ def test_the_folder_is_a_mask_for_the_scripts(exported):
     loaded = masks.load(exported, shapes)
     assert masks.digest(loaded) == masks.digest(mask)
     info = json.loads((exported / "mask.safetensors.json").read_text())
-    assert info["mask_sha256"] == masks.digest(mask) and (info["task"], info["seed"]) == ("sts-b", 5)
+    assert info["mask_sha256"] == masks.digest(mask) and (info["task"], info["seed"]) == (
+        "sts-b",
+        5,
+    )
 
 
 def test_the_card_tells_where_the_ticket_comes_from(model, exported):
     text = (exported / "README.md").read_text()
-    assert text.startswith("---\nlibrary_name: transformers\n") and "# 70% sparse ticket of BERT, found on STS-B" in text
-    for told in (f"| theta_0 | {model} |", "| seed | 5 |", "iterative magnitude pruning", "70.0000%",
-                 'BertModel.from_pretrained("ticket")', "13 matrices"):
+    assert (
+        text.startswith("---\nlibrary_name: transformers\n")
+        and "# 70% sparse ticket of BERT, found on STS-B" in text
+    )
+    for told in (
+        f"| theta_0 | {model} |",
+        "| seed | 5 |",
+        "iterative magnitude pruning",
+        "70.0000%",
+        'BertModel.from_pretrained("ticket")',
+        "13 matrices",
+    ):
         assert told in text
 
 
@@ -71,7 +99,9 @@ def test_exporting_the_exported_changes_nothing(model, exported, tmp_path):
 
 
 def test_a_released_float_mask_exports_without_an_origin(model, tmp_path):
-    torch.save({key: value.float() for key, value in small_mask(0.5, 1).items()}, tmp_path / "mask.pt")
+    torch.save(
+        {key: value.float() for key, value in small_mask(0.5, 1).items()}, tmp_path / "mask.pt"
+    )
     export_ticket.export(tmp_path / "mask.pt", str(model), tmp_path / "out")
     assert "a way that is not recorded" in (tmp_path / "out" / "README.md").read_text()
 
@@ -87,18 +117,28 @@ def test_nothing_is_left_of_an_export_that_fails(model, exported, tmp_path):
 
 def test_a_packed_mask_takes_a_bit_a_weight(tmp_path):
     shape = (768, 3071)  # not a multiple of eight
-    mask = {"a.weight_mask": torch.rand(shape) > 0.7, "b.weight_mask": torch.ones(3, 3, dtype=torch.bool)}
+    mask = {
+        "a.weight_mask": torch.rand(shape) > 0.7,
+        "b.weight_mask": torch.ones(3, 3, dtype=torch.bool),
+    }
     ticket_format.pack_mask(mask, tmp_path / "m.safetensors")
     assert (tmp_path / "m.safetensors").stat().st_size < 768 * 3071 / 8 + 1000
     read = ticket_format.unpack_mask(tmp_path / "m.safetensors")
     assert read.keys() == mask.keys() and all(torch.equal(read[key], mask[key]) for key in mask)
 
 
-@pytest.mark.parametrize(("size", "metadata", "told"), [
-    (2, {"shapes": '{"k": [3, 3]}'}, "not a packed mask"), (2, {ticket_format.SHAPES: "{"}, "cannot be read"),
-    (2, {ticket_format.SHAPES: "{}"}, "key k"), (2, {ticket_format.SHAPES: '{"k": [3, 3], "l": [1]}'}, "key l"),
-    (1, {ticket_format.SHAPES: '{"k": [3, 3]}'}, "2 bytes"), (2, {ticket_format.SHAPES: '{"k": [3, -3]}'}, "no matrix has"),
-    (2, {ticket_format.SHAPES: '{"k": [3, 3]}'}, "past its last weight")])
+@pytest.mark.parametrize(
+    ("size", "metadata", "told"),
+    [
+        (2, {"shapes": '{"k": [3, 3]}'}, "not a packed mask"),
+        (2, {ticket_format.SHAPES: "{"}, "cannot be read"),
+        (2, {ticket_format.SHAPES: "{}"}, "key k"),
+        (2, {ticket_format.SHAPES: '{"k": [3, 3], "l": [1]}'}, "key l"),
+        (1, {ticket_format.SHAPES: '{"k": [3, 3]}'}, "2 bytes"),
+        (2, {ticket_format.SHAPES: '{"k": [3, -3]}'}, "no matrix has"),
+        (2, {ticket_format.SHAPES: '{"k": [3, 3]}'}, "past its last weight"),
+    ],
+)
 def test_damaged_packed_masks_are_refused(tmp_path, size, metadata, told):
     path = tmp_path / "m.safetensors"
     save_file({"k": torch.full((size,), 255, dtype=torch.uint8).numpy()}, path, metadata=metadata)

@@ -38,23 +38,52 @@ def place(tmp_path_factory):
 
 def imp(place, out, *more):
     """An IMP run of three rounds with four steps each; saves what it needs to go on after every step."""
-    return launch.run("LT_glue.py", "--output_dir", out, *glue(place), *ROUNDS, "--checkpoint_minutes", 0, *more)
+    return launch.run(
+        "LT_glue.py", "--output_dir", out, *glue(place), *ROUNDS, "--checkpoint_minutes", 0, *more
+    )
 
 
 def glue(place):
-    return ["--model_name_or_path", place / "bert", "--task_name", "MRPC", "--data_dir", place / "MRPC", "--max_seq_length", 32,
-            "--do_train", "--do_eval", "--overwrite_output_dir", "--per_gpu_train_batch_size", 6, "--learning_rate", 1e-3,
-            "--no_cuda"]
+    return [
+        "--model_name_or_path",
+        place / "bert",
+        "--task_name",
+        "MRPC",
+        "--data_dir",
+        place / "MRPC",
+        "--max_seq_length",
+        32,
+        "--do_train",
+        "--do_eval",
+        "--overwrite_output_dir",
+        "--per_gpu_train_batch_size",
+        6,
+        "--learning_rate",
+        1e-3,
+        "--no_cuda",
+    ]
 
 
 def outcome(out):
     """What a run must end with: rows, masks, weights, and the names of its files."""
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    rows = [{**row, "wall_seconds": 0, "args": {**row["args"], "output_dir": "", "cache_dir": "", "checkpoint_minutes": 0}}
-            for row in rows]
+    rows = [
+        {
+            **row,
+            "wall_seconds": 0,
+            "args": {**row["args"], "output_dir": "", "cache_dir": "", "checkpoint_minutes": 0},
+        }
+        for row in rows
+    ]
     rows = json.loads(json.dumps(rows).replace(str(out), "OUT"))
-    names = sorted(str(path.relative_to(out)) for path in out.rglob("*") if "events" not in path.parts)
-    return rows, names, [(out / name).read_bytes() for name in names if name.endswith((".safetensors", "mask.pt"))]
+    names = sorted(
+        str(path.relative_to(out)) for path in out.rglob("*") if "events" not in path.parts
+    )
+    return (
+        rows,
+        names,
+        [(out / name).read_bytes() for name in names if name.endswith((".safetensors", "mask.pt"))],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -140,13 +169,18 @@ def fill(disk, left):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
-def test_a_signal_in_mid_round_ends_after_the_step_with_its_state_saved(place, tmp_path, at_step, monkeypatch, undisturbed, name):
+def test_a_signal_in_mid_round_ends_after_the_step_with_its_state_saved(
+    place, tmp_path, at_step, monkeypatch, undisturbed, name
+):
     out = tmp_path / "out"
     at_step(6, lambda: os.kill(os.getpid(), getattr(signal, name)))
     ended = imp(place, out, "--checkpoint_minutes", 10)
     monkeypatch.undo()
     (line,) = ended.errors()
-    assert ended.code == 75 and line == f"{name}: state saved in {out}; the same command goes on from here"
+    assert (
+        ended.code == 75
+        and line == f"{name}: state saved in {out}; the same command goes on from here"
+    )
     assert newest(out).name.startswith("state-1-2-"), "the sixth step was taken"
     assert imp(place, out).code == 0
     assert outcome(out) == undisturbed
@@ -157,14 +191,29 @@ def test_a_checkpoint_comes_every_so_many_minutes(place, tmp_path, monkeypatch):
     now, seen, original, out = [0.0], [], Trainer.step, tmp_path / "out"
 
     def step(self, *args):
-        seen.append(tuple(map(int, newest(out).name.split("-")[1:3])) if any(out.glob("state-*")) else None)
+        seen.append(
+            tuple(map(int, newest(out).name.split("-")[1:3])) if any(out.glob("state-*")) else None
+        )
         now[0] += 240
         return original(self, *args)
 
     monkeypatch.setattr(Trainer, "step", step)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     assert imp(place, out, "--checkpoint_minutes", 10).code == 0
-    assert seen == [None, None, None, (0, 3), (1, 0), (1, 0), (1, 0), (1, 3), (2, 0), (2, 0), (2, 0), (2, 3)]
+    assert seen == [
+        None,
+        None,
+        None,
+        (0, 3),
+        (1, 0),
+        (1, 0),
+        (1, 0),
+        (1, 3),
+        (2, 0),
+        (2, 0),
+        (2, 0),
+        (2, 3),
+    ]
 
 
 # ---- full disks
@@ -179,7 +228,9 @@ def stopped_by_the_disk(ended, out, words):
 
 
 @pytest.mark.parametrize("left", [0, 20_000, 120_000, 400_000, 500_000])
-def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on(place, disk, at_step, monkeypatch, undisturbed, left):
+def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on(
+    place, disk, at_step, monkeypatch, undisturbed, left
+):
     """Free space for nothing, for half a checkpoint, for half a model folder, for a few of both."""
     out = disk / "out"
     state = interrupted(place, out, at_step, monkeypatch, step=6)
@@ -196,7 +247,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on(place, disk,
 
 
 @pytest.mark.parametrize("limit", [1_000, 30_000, 200_000])
-def test_a_disk_that_takes_only_part_of_a_file(place, tmp_path, at_step, monkeypatch, undisturbed, limit):
+def test_a_disk_that_takes_only_part_of_a_file(
+    place, tmp_path, at_step, monkeypatch, undisturbed, limit
+):
     """The same by a limit on the size of files, which needs no root: on the checkpoint, on the model's weights, on all."""
     out = tmp_path / "out"
     state = interrupted(place, out, at_step, monkeypatch, step=6)
@@ -223,14 +276,21 @@ def test_the_curves_are_not_worth_the_run(place, tmp_path, monkeypatch, undistur
     monkeypatch.setattr(EventsWriter, "write_event", full)
     ended = imp(place, tmp_path / "out")
     (line,) = ended.errors()
-    assert ended.code == 0 and "events: No space left on device; going on without TensorBoard events" in line
+    assert (
+        ended.code == 0
+        and "events: No space left on device; going on without TensorBoard events" in line
+    )
     rows, names, contents = outcome(tmp_path / "out")
     assert (rows, contents) == (undisturbed[0], undisturbed[2])
 
 
-def test_a_gpu_short_of_memory_is_told_in_a_line_and_the_run_goes_on_later(place, tmp_path, monkeypatch, at_step, undisturbed):
+def test_a_gpu_short_of_memory_is_told_in_a_line_and_the_run_goes_on_later(
+    place, tmp_path, monkeypatch, at_step, undisturbed
+):
     def short():
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB")
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB"
+        )
 
     at_step(7, short)
     ended = imp(place, tmp_path / "out", "--checkpoint_minutes", 0)
@@ -248,14 +308,27 @@ def over_quota(*_, **__):
 
 def test_a_quota_reached_in_the_cache_of_rows_is_a_warning(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(np, "savez", over_quota)
-    found = cache.cached_arrays(tmp_path / "cached.npz", lambda: {"ids": np.arange(3)}, lambda arrays: True)
+    found = cache.cached_arrays(
+        tmp_path / "cached.npz", lambda: {"ids": np.arange(3)}, lambda arrays: True
+    )
     assert found["ids"].tolist() == [0, 1, 2] and list(tmp_path.iterdir()) == []
-    assert "cached.npz: cache not written ([Errno 122] Disk quota exceeded" in capsys.readouterr().err
+    assert (
+        "cached.npz: cache not written ([Errno 122] Disk quota exceeded" in capsys.readouterr().err
+    )
 
 
-def test_a_quota_reached_in_the_cache_of_a_text_is_told_and_leaves_nothing(place, tmp_path, monkeypatch):
+def test_a_quota_reached_in_the_cache_of_a_text_is_told_and_leaves_nothing(
+    place, tmp_path, monkeypatch
+):
     monkeypatch.setattr(text_cache, "write", over_quota)
-    ended = launch.run("LT_pretrain.py", *mlm(place), "--output_dir", tmp_path / "out", "--cache_dir", tmp_path / "cache")
+    ended = launch.run(
+        "LT_pretrain.py",
+        *mlm(place),
+        "--output_dir",
+        tmp_path / "out",
+        "--cache_dir",
+        tmp_path / "cache",
+    )
     (line,) = ended.errors()
     assert ended.code == 2 and "no room for the WordPieces" in line and "--cache_dir" in line
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -265,12 +338,18 @@ def test_a_quota_reached_in_the_cache_of_a_text_is_told_and_leaves_nothing(place
 def test_a_full_disk_under_the_cache(place, disk, tmp_path, name):
     """Rows are read again the next time; a text, which may be larger than the memory, needs its cache."""
     fill(disk, 300)
-    script, flags = {"glue": ("LT_glue.py", [*glue(place), *ROUNDS]), "mlm": ("LT_pretrain.py", mlm(place))}[name]
+    script, flags = {
+        "glue": ("LT_glue.py", [*glue(place), *ROUNDS]),
+        "mlm": ("LT_pretrain.py", mlm(place)),
+    }[name]
     ended = launch.run(script, *flags, "--output_dir", tmp_path / "out", "--cache_dir", disk)
     assert [path.name for path in disk.iterdir()] == ["filler"]
     if name == "glue":
         assert ended.code == 0 and len(ended.errors()) == 2
-        assert all("No space left on device" in line and "going on without it" in line for line in ended.errors())
+        assert all(
+            "No space left on device" in line and "going on without it" in line
+            for line in ended.errors()
+        )
     else:
         (line,) = ended.errors()
         assert ended.code == 2 and "no room for the WordPieces" in line
@@ -281,38 +360,83 @@ def test_a_full_disk_under_the_cache(place, disk, tmp_path, name):
 
 def mlm(place, data=None):
     data = data or place / "text"
-    return ["--model_name_or_path", place / "bert", "--train_data_file", data / "en.train", "--eval_data_file", data / "en.valid",
-            "--mlm", "--do_train", "--do_eval", "--block_size", 24, "--per_gpu_train_batch_size", 4, "--no_cuda", *ROUNDS]
+    return [
+        "--model_name_or_path",
+        place / "bert",
+        "--train_data_file",
+        data / "en.train",
+        "--eval_data_file",
+        data / "en.valid",
+        "--mlm",
+        "--do_train",
+        "--do_eval",
+        "--block_size",
+        24,
+        "--per_gpu_train_batch_size",
+        4,
+        "--no_cuda",
+        *ROUNDS,
+    ]
 
 
 def squad(place, data):
-    return ["--model_name_or_path", place / "bert", "--train_file", data / "train-v1.1.json", "--predict_file",
-            data / "dev-v1.1.json", "--do_train", "--do_eval", "--max_seq_length", 48, "--doc_stride", 16, "--max_query_length",
-            12, "--per_gpu_train_batch_size", 4, "--no_cuda", *ROUNDS]
+    return [
+        "--model_name_or_path",
+        place / "bert",
+        "--train_file",
+        data / "train-v1.1.json",
+        "--predict_file",
+        data / "dev-v1.1.json",
+        "--do_train",
+        "--do_eval",
+        "--max_seq_length",
+        48,
+        "--doc_stride",
+        16,
+        "--max_query_length",
+        12,
+        "--per_gpu_train_batch_size",
+        4,
+        "--no_cuda",
+        *ROUNDS,
+    ]
 
 
-def test_a_read_only_output_folder_is_refused_and_its_run_goes_on_later(place, tmp_path, at_step, monkeypatch, undisturbed):
+def test_a_read_only_output_folder_is_refused_and_its_run_goes_on_later(
+    place, tmp_path, at_step, monkeypatch, undisturbed
+):
     out = tmp_path / "out"
     interrupted(place, out, at_step, monkeypatch, step=6)
     with read_only(out):
         ended = imp(place, out)
         (line,) = ended.errors()
-        assert ended.code == 2 and f"--output_dir {out}: cannot be written" in line and "choose another" in line
+        assert (
+            ended.code == 2
+            and f"--output_dir {out}: cannot be written" in line
+            and "choose another" in line
+        )
     assert imp(place, out).code == 0
     assert outcome(out) == undisturbed
 
 
 @pytest.mark.parametrize("name", ["MRPC", "squad", "text"])
 def test_a_read_only_data_folder_gives_a_warning_and_the_same_result(place, tmp_path, name):
-    data = shutil.copytree(place / name, tmp_path / "data", ignore=shutil.ignore_patterns("cached*", "*.ids"))
-    script, flags = {"MRPC": ("LT_glue.py", [*glue(place), "--data_dir", data, *ROUNDS]),
-                     "squad": ("squad_trans.py", squad(place, data)), "text": ("LT_pretrain.py", mlm(place, data))}[name]
+    data = shutil.copytree(
+        place / name, tmp_path / "data", ignore=shutil.ignore_patterns("cached*", "*.ids")
+    )
+    script, flags = {
+        "MRPC": ("LT_glue.py", [*glue(place), "--data_dir", data, *ROUNDS]),
+        "squad": ("squad_trans.py", squad(place, data)),
+        "text": ("LT_pretrain.py", mlm(place, data)),
+    }[name]
     before = sorted(path.name for path in data.iterdir())
     text._say_once.cache_clear()
     with read_only(data):
         without = launch.run(script, *flags, "--output_dir", tmp_path / "without")
     assert without.code == 0 and sorted(path.name for path in data.iterdir()) == before
-    assert without.errors() and all(line.startswith("warning: ") and str(data) in line for line in without.errors())
+    assert without.errors() and all(
+        line.startswith("warning: ") and str(data) in line for line in without.errors()
+    )
     cached = launch.run(script, *flags, "--output_dir", tmp_path / "with")
     assert cached.code == 0 and cached.errors() == []
     assert outcome(tmp_path / "without") == outcome(tmp_path / "with")
@@ -332,19 +456,34 @@ def halve(path):
 
 
 @pytest.mark.parametrize("spoil", [flip_a_bit, halve])
-def test_a_spoilt_checkpoint_costs_the_round_and_not_the_run(place, tmp_path, at_step, monkeypatch, undisturbed, spoil):
+def test_a_spoilt_checkpoint_costs_the_round_and_not_the_run(
+    place, tmp_path, at_step, monkeypatch, undisturbed, spoil
+):
     out = tmp_path / "out"
     state = interrupted(place, out, at_step, monkeypatch, step=7)
     spoil(state)
     ended = imp(place, out)
     (line,) = ended.errors()
-    assert ended.code == 0 and line.startswith(f"warning: {state}: this checkpoint is cut short or damaged; going back to")
+    assert ended.code == 0 and line.startswith(
+        f"warning: {state}: this checkpoint is cut short or damaged; going back to"
+    )
     assert outcome(out) == undisturbed
 
 
 def alone(place, out, *more):
-    return launch.run("glue_trans.py", "--output_dir", out, *glue(place), "--dir", "pre", "--max_steps", 6, "--save_steps", 2,
-                      *more)
+    return launch.run(
+        "glue_trans.py",
+        "--output_dir",
+        out,
+        *glue(place),
+        "--dir",
+        "pre",
+        "--max_steps",
+        6,
+        "--save_steps",
+        2,
+        *more,
+    )
 
 
 def test_a_spoilt_checkpoint_of_a_fine_tuning_begins_it_anew(place, tmp_path, at_step, monkeypatch):
@@ -357,7 +496,9 @@ def test_a_spoilt_checkpoint_of_a_fine_tuning_begins_it_anew(place, tmp_path, at
 
 
 @pytest.mark.parametrize("spoil", [flip_a_bit, halve])
-def test_spoilt_rewinding_weights_are_never_rewound_to(place, tmp_path, at_step, monkeypatch, spoil):
+def test_spoilt_rewinding_weights_are_never_rewound_to(
+    place, tmp_path, at_step, monkeypatch, spoil
+):
     out = tmp_path / "out"
     at_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert imp(place, out, "--rewind_steps", 1).code == 75
@@ -365,21 +506,54 @@ def test_spoilt_rewinding_weights_are_never_rewound_to(place, tmp_path, at_step,
     spoil(out / files.REWIND_WEIGHTS)
     ended = imp(place, out, "--rewind_steps", 1)
     (line,) = ended.errors()
-    assert ended.code == 2 and f"{out / files.REWIND_WEIGHTS}: the weight file is cut short or damaged" in line
+    assert (
+        ended.code == 2
+        and f"{out / files.REWIND_WEIGHTS}: the weight file is cut short or damaged" in line
+    )
 
 
 @pytest.mark.parametrize("spoil", [flip_a_bit, halve])
 def test_a_spoilt_mask_is_never_trained_with(place, tmp_path, spoil):
-    assert launch.run("oneshot.py", "--weight", "pre", "--model", "glue", "--rate", 0.5, "--model_name_or_path",
-                      place / "bert", "--output_dir", tmp_path / "omp").code == 0
+    assert (
+        launch.run(
+            "oneshot.py",
+            "--weight",
+            "pre",
+            "--model",
+            "glue",
+            "--rate",
+            0.5,
+            "--model_name_or_path",
+            place / "bert",
+            "--output_dir",
+            tmp_path / "omp",
+        ).code
+        == 0
+    )
     spoil(tmp_path / "omp" / "mask.pt")
-    ended = launch.run("glue_trans.py", "--output_dir", tmp_path / "out", *glue(place), "--dir", "pre", "--max_steps", 2,
-                       "--mask_dir", tmp_path / "omp" / "mask.pt")
+    ended = launch.run(
+        "glue_trans.py",
+        "--output_dir",
+        tmp_path / "out",
+        *glue(place),
+        "--dir",
+        "pre",
+        "--max_steps",
+        2,
+        "--mask_dir",
+        tmp_path / "omp" / "mask.pt",
+    )
     (line,) = ended.errors()
-    assert ended.code == 2 and "mask.pt: the mask file is cut short or damaged" in line and not (tmp_path / "out").exists()
+    assert (
+        ended.code == 2
+        and "mask.pt: the mask file is cut short or damaged" in line
+        and not (tmp_path / "out").exists()
+    )
 
 
-def test_half_a_line_in_the_results_is_reported_and_the_next_row_gets_a_line_of_its_own(place, tmp_path):
+def test_half_a_line_in_the_results_is_reported_and_the_next_row_gets_a_line_of_its_own(
+    place, tmp_path
+):
     """As a power cut may leave it; a run that goes on drops it, evaluation alone adds rows behind it."""
     out = tmp_path / "out"
     flags = [flag for flag in glue(place) if flag != "--do_train"]
@@ -388,19 +562,44 @@ def test_half_a_line_in_the_results_is_reported_and_the_next_row_gets_a_line_of_
         file.write(b'{"task": "mrpc", "sc')
     ended = launch.run("glue_trans.py", "--output_dir", out, *flags, "--dir", "pre")
     assert ended.code == 0
-    assert set(ended.errors()) == {f"warning: {out / 'results.jsonl'}, line 2: not a whole row; left out"}
+    assert set(ended.errors()) == {
+        f"warning: {out / 'results.jsonl'}, line 2: not a whole row; left out"
+    }
     whole, half, other = (out / "results.jsonl").read_text().splitlines()
-    assert half == '{"task": "mrpc", "sc' and json.loads(whole)["metrics"] == json.loads(other)["metrics"]
+    assert (
+        half == '{"task": "mrpc", "sc'
+        and json.loads(whole)["metrics"] == json.loads(other)["metrics"]
+    )
     assert len(run.read_rows(out / "results.jsonl")) == 2
 
 
-def test_a_run_does_not_go_on_with_a_model_or_mask_that_was_exchanged(place, tmp_path, at_step, monkeypatch):
+def test_a_run_does_not_go_on_with_a_model_or_mask_that_was_exchanged(
+    place, tmp_path, at_step, monkeypatch
+):
     """The flags are the same, what they name is not: theta_0 to rewind to, or the mask that the rows tell of."""
     bert, mask = shutil.copytree(place / "bert", tmp_path / "bert"), tmp_path / "omp" / "mask.pt"
 
     def one_shot(seed):
-        assert launch.run("oneshot.py", "--weight", "pre", "--model", "glue", "--rate", 0.5, "--method", "random", "--seed", seed,
-                          "--model_name_or_path", place / "bert", "--output_dir", mask.parent).code == 0
+        assert (
+            launch.run(
+                "oneshot.py",
+                "--weight",
+                "pre",
+                "--model",
+                "glue",
+                "--rate",
+                0.5,
+                "--method",
+                "random",
+                "--seed",
+                seed,
+                "--model_name_or_path",
+                place / "bert",
+                "--output_dir",
+                mask.parent,
+            ).code
+            == 0
+        )
 
     def masked(place, out, *more):
         return alone(place, out, "--mask_dir", mask, *more)
@@ -409,14 +608,20 @@ def test_a_run_does_not_go_on_with_a_model_or_mask_that_was_exchanged(place, tmp
         tiny.bert(bert, seed=1)
 
     one_shot(1)
-    for script, exchange in ((lambda *given: imp(*given, "--model_name_or_path", bert), other_model),
-                             (masked, lambda: one_shot(2))):
+    for script, exchange in (
+        (lambda *given: imp(*given, "--model_name_or_path", bert), other_model),
+        (masked, lambda: one_shot(2)),
+    ):
         out = tmp_path / f"out-{exchange.__name__}"
         state = interrupted(place, out, at_step, monkeypatch, step=4, script=script)
         exchange()
         ended = script(place, out)
         (line,) = ended.errors()
-        assert ended.code == 2 and f"{out}: this run began with other weights or another mask" in line and "--restart" in line
+        assert (
+            ended.code == 2
+            and f"{out}: this run began with other weights or another mask" in line
+            and "--restart" in line
+        )
         assert newest(out) == state
         assert script(place, out, "--restart").code == 0
 
@@ -428,12 +633,35 @@ def test_a_run_does_not_go_on_with_other_training_data(place, tmp_path, at_step,
         given, file = ["LT_glue.py", *glue(place), "--data_dir", data], data / "train.tsv"
     elif name == "squad":
         file = data / "train-v1.1.json"
-        given = ["squad_trans.py", "--model_name_or_path", place / "bert", "--train_file", file, "--do_train", "--no_cuda",
-                 "--max_seq_length", 48, "--doc_stride", 16, "--max_query_length", 12]
+        given = [
+            "squad_trans.py",
+            "--model_name_or_path",
+            place / "bert",
+            "--train_file",
+            file,
+            "--do_train",
+            "--no_cuda",
+            "--max_seq_length",
+            48,
+            "--doc_stride",
+            16,
+            "--max_query_length",
+            12,
+        ]
     else:
         file = data / "en.train"
-        given = ["LT_pretrain.py", "--model_name_or_path", place / "bert", "--train_data_file", file, "--do_train", "--no_cuda",
-                 "--mlm", "--block_size", 16]
+        given = [
+            "LT_pretrain.py",
+            "--model_name_or_path",
+            place / "bert",
+            "--train_data_file",
+            file,
+            "--do_train",
+            "--no_cuda",
+            "--mlm",
+            "--block_size",
+            16,
+        ]
 
     def run_(place, out, *more):
         return launch.run(*given, "--output_dir", out, *ROUNDS, "--checkpoint_minutes", 0, *more)
@@ -447,7 +675,11 @@ def test_a_run_does_not_go_on_with_other_training_data(place, tmp_path, at_step,
         file.write_text("".join(file.read_text().splitlines(keepends=True)[:-8]))
     ended = run_(place, tmp_path / "out")
     line = ended.errors()[-1]
-    assert ended.code == 2 and "this run began with other training data" in line and "--restart" in line
+    assert (
+        ended.code == 2
+        and "this run began with other training data" in line
+        and "--restart" in line
+    )
     assert newest(tmp_path / "out") == state
     assert run_(place, tmp_path / "out", "--restart").code == 0
 
@@ -456,8 +688,9 @@ def test_a_run_does_not_go_on_with_other_training_data(place, tmp_path, at_step,
 
 
 @pytest.mark.parametrize("how", ["removed", "moved away", "replaced"])
-def test_a_folder_that_goes_under_a_running_job_ends_it_and_is_not_half_remade(place, tmp_path, at_step, monkeypatch, how,
-                                                                             undisturbed):
+def test_a_folder_that_goes_under_a_running_job_ends_it_and_is_not_half_remade(
+    place, tmp_path, at_step, monkeypatch, how, undisturbed
+):
     out, other = tmp_path / "out", tmp_path / "other"
 
     def go():
@@ -470,8 +703,14 @@ def test_a_folder_that_goes_under_a_running_job_ends_it_and_is_not_half_remade(p
     ended = imp(place, out)
     monkeypatch.undo()
     (line,) = ended.errors()
-    assert ended.code == 2 and f"--output_dir {out}: removed while this run was writing there" in line
-    assert [path.name for path in out.iterdir()] == [".lock"] if how == "replaced" else not out.exists()
+    assert (
+        ended.code == 2 and f"--output_dir {out}: removed while this run was writing there" in line
+    )
+    assert (
+        [path.name for path in out.iterdir()] == [".lock"]
+        if how == "replaced"
+        else not out.exists()
+    )
     if how != "removed":
         shutil.rmtree(out, ignore_errors=True)
         other.rename(out)
@@ -480,7 +719,9 @@ def test_a_folder_that_goes_under_a_running_job_ends_it_and_is_not_half_remade(p
     assert outcome(out) == undisturbed
 
 
-def test_a_clock_that_goes_backwards_changes_nothing(place, tmp_path, at_step, monkeypatch, undisturbed):
+def test_a_clock_that_goes_backwards_changes_nothing(
+    place, tmp_path, at_step, monkeypatch, undisturbed
+):
     """An hour with every look at it, and a day between the two processes of the run."""
     now = [2e9]
 
@@ -520,10 +761,17 @@ def gradient_only(loss, model):
     return loss + (0 * model.classifier.bias.sum()).sqrt() * 0
 
 
-@pytest.mark.parametrize(("spoil", "told"), [(not_a_number, "the loss is nan"), (infinite, "the loss is inf"),
-                                             (gradient_only, "the gradient's norm is nan")])
-def test_what_is_no_number_stops_at_once_and_keeps_the_last_good_checkpoint(place, tmp_path, monkeypatch, undisturbed, spoil,
-                                                                           told):
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (not_a_number, "the loss is nan"),
+        (infinite, "the loss is inf"),
+        (gradient_only, "the gradient's norm is nan"),
+    ],
+)
+def test_what_is_no_number_stops_at_once_and_keeps_the_last_good_checkpoint(
+    place, tmp_path, monkeypatch, undisturbed, spoil, told
+):
     losses, original = [], GlueTask.loss
 
     def loss(self, model, batch):
@@ -565,7 +813,9 @@ def hostile(request, tmp_path):
 
     def write(path):
         content = {"bert.pooler.dense.weight_mask": Payload(proof)}
-        torch.save(content, path) if request.param == "torch" else path.write_bytes(pickle.dumps(content, 2))
+        torch.save(content, path) if request.param == "torch" else path.write_bytes(
+            pickle.dumps(content, 2)
+        )
         return path
 
     yield write
@@ -578,9 +828,15 @@ def hostile(request, tmp_path):
 @pytest.mark.parametrize("flag", ["--mask_dir", "--weight_pertub"])
 def test_a_mask_or_weights_with_a_payload_are_refused(place, tmp_path, hostile, flag):
     path = hostile(tmp_path / "hostile.pt")
-    ended = launch.run("glue_trans.py", "--output_dir", tmp_path / "out", *glue(place), "--dir", "pre", flag, path)
+    ended = launch.run(
+        "glue_trans.py", "--output_dir", tmp_path / "out", *glue(place), "--dir", "pre", flag, path
+    )
     (line,) = ended.errors()
-    assert ended.code == 2 and str(path) in line and ("refused, nothing in it was run" in line or "damaged" in line)
+    assert (
+        ended.code == 2
+        and str(path) in line
+        and ("refused, nothing in it was run" in line or "damaged" in line)
+    )
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
@@ -588,8 +844,18 @@ def test_a_model_with_a_payload_is_refused(place, tmp_path, hostile, name):
     bert = shutil.copytree(place / "bert", tmp_path / "bert")
     (bert / "model.safetensors").unlink()
     shutil.copy(hostile(bert / name), tmp_path / "hostile.pt")
-    ended = launch.run("glue_trans.py", "--output_dir", tmp_path / "out", *glue(place), "--dir", "pre",
-                       "--model_name_or_path", bert, "--max_steps", 1)
+    ended = launch.run(
+        "glue_trans.py",
+        "--output_dir",
+        tmp_path / "out",
+        *glue(place),
+        "--dir",
+        "pre",
+        "--model_name_or_path",
+        bert,
+        "--max_steps",
+        1,
+    )
     (line,) = ended.errors()
     assert ended.code == 2 and f"{bert}: the model folder cannot be loaded" in line
 
@@ -608,9 +874,13 @@ def test_a_checkpoint_with_a_payload_is_refused(place, tmp_path, at_step, monkey
 
 @pytest.mark.parametrize("name", ["MRPC", "squad"])
 def test_a_feature_cache_with_a_payload_is_built_anew(place, tmp_path, hostile, name):
-    data = shutil.copytree(place / name, tmp_path / "data", ignore=shutil.ignore_patterns("cached*"))
-    script, flags = {"MRPC": ("LT_glue.py", [*glue(place), "--data_dir", data, *ROUNDS]),
-                     "squad": ("squad_trans.py", squad(place, data))}[name]
+    data = shutil.copytree(
+        place / name, tmp_path / "data", ignore=shutil.ignore_patterns("cached*")
+    )
+    script, flags = {
+        "MRPC": ("LT_glue.py", [*glue(place), "--data_dir", data, *ROUNDS]),
+        "squad": ("squad_trans.py", squad(place, data)),
+    }[name]
     assert launch.run(script, *flags, "--output_dir", tmp_path / "before").errors() == []
     train, dev = sorted(data.glob("cached*"))
     good = train.read_bytes()
@@ -620,7 +890,9 @@ def test_a_feature_cache_with_a_payload_is_built_anew(place, tmp_path, hostile, 
     ended = launch.run(script, *flags, "--output_dir", tmp_path / "after")
     assert ended.code == 0 and len(ended.errors()) == 2
     assert all("cache" in line and "building it anew" in line for line in ended.errors())
-    assert outcome(tmp_path / "after") == outcome(tmp_path / "before") and train.read_bytes() == good
+    assert (
+        outcome(tmp_path / "after") == outcome(tmp_path / "before") and train.read_bytes() == good
+    )
 
 
 # ---- memory
@@ -651,14 +923,32 @@ def test_ten_rounds_end_with_the_memory_of_the_second(tmp_path):
     tiny.glue(tmp_path / "MRPC", "MRPC", train=16, dev=8)
     (tmp_path / "measured.py").write_text(MEASURED.format(root=str(launch.ROOT)))
     launcher = launch.Launcher({"MALLOC_ARENA_MAX": "1"})
-    ended = launcher(str(tmp_path / "measured.py"), "--output_dir", tmp_path / "out", *glue(tmp_path), "--max_steps", 20,
-                     "--save_steps", 2, "--save_total_limit", 1, cwd=tmp_path)
+    ended = launcher(
+        str(tmp_path / "measured.py"),
+        "--output_dir",
+        tmp_path / "out",
+        *glue(tmp_path),
+        "--max_steps",
+        20,
+        "--save_steps",
+        2,
+        "--save_total_limit",
+        1,
+        cwd=tmp_path,
+    )
     launcher.close()
     assert ended.code == 0, ended.err
-    pages = {int(line.split()[1]): int(line.split()[2]) for line in ended.out.splitlines() if line.startswith("resident")}
+    pages = {
+        int(line.split()[1]): int(line.split()[2])
+        for line in ended.out.splitlines()
+        if line.startswith("resident")
+    }
     assert len(pages) == 10 and pages[10] < 1.05 * pages[2], pages
 
 
 def test_a_run_is_not_taken_for_another_s_whose_folder_it_is_given(tmp_path):
-    with run.Run.open(str(tmp_path), {"seed": 1}, overwrite=False), pytest.raises(UserError, match="another process"):
+    with (
+        run.Run.open(str(tmp_path), {"seed": 1}, overwrite=False),
+        pytest.raises(UserError, match="another process"),
+    ):
         run.Run.open(str(tmp_path), {"seed": 2}, overwrite=True)

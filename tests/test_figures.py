@@ -21,11 +21,17 @@ def tree(tmp_path_factory) -> Path:
     """STS-B and RTE: full, IMP at 50 and 70 %, both transfers, rewound to 5 %, masks."""
     folder = tmp_path_factory.mktemp("tree")
     rows = trainings("sts-b", [80.0, 82.0]) + trainings("rte", [60.0, 62.0])
-    rows += trainings("sts-b", [79.0, 80.0], imp("sts-b", 0.7)) + trainings("rte", [58.0, 58.0], imp("rte", 0.7))
-    rows += trainings("sts-b", [79.5], imp("rte", 0.7)) + trainings("rte", [50.0, 51.0], imp("sts-b", 0.7))
+    rows += trainings("sts-b", [79.0, 80.0], imp("sts-b", 0.7)) + trainings(
+        "rte", [58.0, 58.0], imp("rte", 0.7)
+    )
+    rows += trainings("sts-b", [79.5], imp("rte", 0.7)) + trainings(
+        "rte", [50.0, 51.0], imp("sts-b", 0.7)
+    )
     rows += trainings("sts-b", [80.5, 81.5], imp("sts-b", 0.5), method="imp")
     rewound = {"mode": "rewound", "task": "sts-b", "rewind_steps": 5, "rewind_fraction": 0.05}
-    rows += trainings("rte", [57.0], imp("sts-b", 0.7, fraction=0.05), init="rewound", init_info=rewound)
+    rows += trainings(
+        "rte", [57.0], imp("sts-b", 0.7, fraction=0.05), init="rewound", init_info=rewound
+    )
     write_rows(folder, rows)
     for task, seed in (("sts-b", 1), ("rte", 2)):
         (folder / task).mkdir()
@@ -47,7 +53,17 @@ def texts(axes) -> list[str]:
 def test_figure2_draws_the_table_s_numbers_and_shades(tree, layout):
     figure = figures.transfers(tables.figure2(results.read(tree), layout))
     [axes] = figure.axes
-    assert texts(axes)[:9] == ["-1.50", "-10.50", "1 of 2", "-1.50", "-3.00", "2 of 2", "-", "-", "-"]
+    assert texts(axes)[:9] == [
+        "-1.50",
+        "-10.50",
+        "1 of 2",
+        "-1.50",
+        "-3.00",
+        "2 of 2",
+        "-",
+        "-",
+        "-",
+    ]
     shades = [matplotlib.colors.to_hex(patch.get_facecolor()) for patch in axes.patches]
     assert shades == [figures.DARK, figures.LIGHT, figures.DARK, figures.DARK, "#ffffff", "#ffffff"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["STS-B", "RTE"]
@@ -58,8 +74,11 @@ def test_figure2_draws_the_table_s_numbers_and_shades(tree, layout):
 
 def test_curves_go_through_the_means(tree, layout):
     figure = figures.sparsities(results.read(tree), layout.tasks)
-    lines = {line.get_color(): list(zip(*line.get_data(), strict=True)) for line in figure.axes[0].lines if
-             line.get_marker() == "o"}
+    lines = {
+        line.get_color(): list(zip(*line.get_data(), strict=True))
+        for line in figure.axes[0].lines
+        if line.get_marker() == "o"
+    }
     assert lines[figures.STYLES["IMP"][0]] == [(50.0, 81.0), (70.0, 79.5)]
     assert figure.axes[0].lines[0].get_ydata()[0] == 81.0  # the full network
 
@@ -68,7 +87,9 @@ def test_curves_without_a_full_network(tmp_path):
     write_rows(tmp_path, trainings("rte", [58.0], imp("rte", 0.7)))
     drawn = figures.draw(tmp_path, tables.Layout(("sts-b", "rte"), True, None), False)
     [axes] = drawn["figure_sparsity"].axes
-    assert [list(zip(*line.get_data(), strict=True)) for line in axes.lines if line.get_marker() == "o"] == [[(70.0, 58.0)]]
+    assert [
+        list(zip(*line.get_data(), strict=True)) for line in axes.lines if line.get_marker() == "o"
+    ] == [[(70.0, 58.0)]]
 
 
 def test_overlap_shows_each_pair(tree, layout):
@@ -90,9 +111,20 @@ def test_rewound_subnetworks_have_a_panel_a_source(tree, layout):
 def test_the_command_writes_png_and_pdf(tree, tmp_path):
     figures.main([str(tree), "--out", str(tmp_path), "--tasks", "sts-b", "rte"])
     names = {path.stem for path in tmp_path.glob("*.png")}
-    assert names == {path.stem for path in tmp_path.glob("*.pdf")} == {
-        "figure2", "figure2_paper", "figure_rewind", "figure_sparsity", "figure_overlap", "overlap_by_layer",
-        "overlap_by_kind", "overlap_with_omp"}
+    assert (
+        names
+        == {path.stem for path in tmp_path.glob("*.pdf")}
+        == {
+            "figure2",
+            "figure2_paper",
+            "figure_rewind",
+            "figure_sparsity",
+            "figure_overlap",
+            "overlap_by_layer",
+            "overlap_by_kind",
+            "overlap_with_omp",
+        }
+    )
     for path in tmp_path.glob("*.png"):
         pixels = matplotlib.image.imread(path)
         assert pixels.shape[1] >= 500 and pixels.std() > 0.02
@@ -111,10 +143,19 @@ def test_a_figure_mixes_no_recipes(tmp_path):
     with pytest.raises(UserError, match="RTE: --learning_rate is 2e-05 in .* and 0.0001 in"):
         figures.main([str(tmp_path), "--tasks", "rte"])
     (tmp_path / "results.jsonl").unlink()
-    for seed, rate in ((1, 2e-5), (2, 1e-4)):  # masks found by two recipes, their tickets trained by one
+    for seed, rate in (
+        (1, 2e-5),
+        (2, 1e-4),
+    ):  # masks found by two recipes, their tickets trained by one
         info, folder = mask_info("rte", 0.7, seed), tmp_path / str(seed)
-        write_rows(folder, [row("rte", 60.0, seed), row("rte", 50.0, seed, info),
-                            row("rte", 9.0, seed, info, "imp", args={"learning_rate": rate})])
+        write_rows(
+            folder,
+            [
+                row("rte", 60.0, seed),
+                row("rte", 50.0, seed, info),
+                row("rte", 9.0, seed, info, "imp", args={"learning_rate": rate}),
+            ],
+        )
         masks.save(small_mask(0.7, seed), folder / "mask.pt", info)
     with pytest.raises(UserError, match="RTE: --learning_rate"):
         figures.draw(tmp_path, tables.Layout(("rte",), True, 0.5), False)

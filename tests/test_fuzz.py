@@ -25,8 +25,31 @@ from utils.errors import UserError
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", 0))
 EXAMPLES = 100
-SCRAPS = [b"\0", b"\xff", b"\n", b"\r", b"\t", b'"', b"\\", b"{", b"[" * 50, b"]", b"}", b",", b"null", b"NaN", b"-1", b"1e999",
-          b"9" * 30, b"\xed\xa0\x80", "\ufeff".encode(), "\u2028".encode(), b"PK\3\4", b"c__builtin__\neval\n", b"true"]
+SCRAPS = [
+    b"\0",
+    b"\xff",
+    b"\n",
+    b"\r",
+    b"\t",
+    b'"',
+    b"\\",
+    b"{",
+    b"[" * 50,
+    b"]",
+    b"}",
+    b",",
+    b"null",
+    b"NaN",
+    b"-1",
+    b"1e999",
+    b"9" * 30,
+    b"\xed\xa0\x80",
+    "\ufeff".encode(),
+    "\u2028".encode(),
+    b"PK\3\4",
+    b"c__builtin__\neval\n",
+    b"true",
+]
 
 
 @st.composite
@@ -34,7 +57,13 @@ def edits(draw):
     """A few changes to a file: each a kind, a place in thousandths of it, a length, and bytes."""
     kinds = st.sampled_from(["flip", "cut", "insert", "delete", "repeat", "swap"])
     scrap = st.sampled_from(SCRAPS) | st.binary(min_size=1, max_size=8)
-    return draw(st.lists(st.tuples(kinds, st.integers(0, 1000), st.integers(1, 64), scrap), min_size=1, max_size=5))
+    return draw(
+        st.lists(
+            st.tuples(kinds, st.integers(0, 1000), st.integers(1, 64), scrap),
+            min_size=1,
+            max_size=5,
+        )
+    )
 
 
 def spoilt(content: bytes, changes) -> bytes:
@@ -42,7 +71,10 @@ def spoilt(content: bytes, changes) -> bytes:
         at = place * len(content) // 1000
         before, piece, after = content[:at], content[at : at + length], content[at + length :]
         content = {
-            "flip": before + bytes(byte ^ (1 << length % 8) for byte in piece[:1]) + piece[1:] + after,
+            "flip": before
+            + bytes(byte ^ (1 << length % 8) for byte in piece[:1])
+            + piece[1:]
+            + after,
             "cut": before,
             "insert": before + scrap + piece + after,
             "delete": before + after,
@@ -71,7 +103,12 @@ def fuzz(read, good: list[bytes], path: Path, cache: Path | None = None) -> None
 
     end, number = time.monotonic() + SECONDS, 0
     while number == 0 or time.monotonic() < end:
-        again = settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        again = settings(
+            max_examples=EXAMPLES,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
         seed(number)(again(given(st.sampled_from(good), edits())(check)))()
         number += 1
     reader = os.environ["PYTEST_CURRENT_TEST"].partition("::test_")[2].split()[0]
@@ -94,12 +131,19 @@ def cache(tmp_path):
     return tmp_path / "cache"
 
 
-@pytest.mark.parametrize("task", ["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI"])
+@pytest.mark.parametrize(
+    "task", ["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI", "QNLI", "RTE", "WNLI"]
+)
 def test_tsv(tmp_path, tokenizer, cache, task, monkeypatch):
     monkeypatch.setattr(f"{__name__}.SECONDS", SECONDS / 9)
     spec, folder = glue_data.find_spec(task), tiny.glue(tmp_path / "data", task, train=4, dev=4)
     path = folder / "train.tsv"
-    fuzz(lambda _: glue_data.load(spec, folder, "train", tokenizer, 16, cache), [path.read_bytes()], path, cache)
+    fuzz(
+        lambda _: glue_data.load(spec, folder, "train", tokenizer, 16, cache),
+        [path.read_bytes()],
+        path,
+        cache,
+    )
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -109,7 +153,14 @@ def test_squad(tmp_path, tokenizer, cache, training, v2, monkeypatch):
     path = tiny.squad(tmp_path / "data", train=2, dev=2, impossible=v2) / "train-v1.1.json"
     content = json.loads(path.read_text())
     good = [path.read_bytes(), json.dumps({**content, "data": content["data"][:1]}).encode()]
-    fuzz(lambda file: squad_data.load(file, v2, training, tokenizer, 32, 8, 8, 1, cache, progress=False), good, path, cache)
+    fuzz(
+        lambda file: squad_data.load(
+            file, v2, training, tokenizer, 32, 8, 8, 1, cache, progress=False
+        ),
+        good,
+        path,
+        cache,
+    )
 
 
 @pytest.mark.parametrize("by_lines", [True, False])
@@ -163,7 +214,11 @@ def test_results(tmp_path):
         assert all(isinstance(each, dict) for each in before)
         read_back = results.read(file.parent)
         for task in {each.task for each in read_back.rows}:
-            read_back.full(task), read_back.ticket(task, 50.0), read_back.percents(task, source="imp")
+            (
+                read_back.full(task),
+                read_back.ticket(task, 50.0),
+                read_back.percents(task, source="imp"),
+            )
         run.append_row(file, {"one": "more"})
         assert run.read_rows(file) == [*before, {"one": "more"}]
 

@@ -44,7 +44,11 @@ class Handler(BaseHTTPRequestHandler):
         content = self.server.contents.get(name)
         if isinstance(mood, int) or content is None:
             return self.send_error(mood or 404)
-        start = 0 if wanted is None or mood == "no ranges" else int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
+        start = (
+            0
+            if wanted is None or mood == "no ranges"
+            else int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
+        )
         if start >= len(content) > 0:
             return self.send_error(416)
         self.send_response(206 if start else 200)
@@ -59,7 +63,14 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+    for name in (
+        "http_proxy",
+        "https_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+    ):
         monkeypatch.delenv(name, raising=False)
     server = Server()
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -71,9 +82,13 @@ def server(monkeypatch):
 BODY = bytes(range(256)) * 40  # 10,240 bytes
 
 
-def offered(server: Server, content: bytes = BODY, name: str = "file.bin", sha256: str | None = None) -> get_data.Remote:
+def offered(
+    server: Server, content: bytes = BODY, name: str = "file.bin", sha256: str | None = None
+) -> get_data.Remote:
     server.contents[name] = content
-    return get_data.Remote(f"{server.address}/{name}", sha256 or hashlib.sha256(content).hexdigest())
+    return get_data.Remote(
+        f"{server.address}/{name}", sha256 or hashlib.sha256(content).hexdigest()
+    )
 
 
 def test_a_whole_transfer(server, tmp_path):
@@ -91,7 +106,9 @@ def test_a_broken_transfer_goes_on_where_it_stopped(server, tmp_path):
 def test_a_later_run_goes_on_too(server, tmp_path):
     remote = offered(server)
     server.moods["file.bin"] = [("cut", 100)] * get_data.TRIES
-    with pytest.raises(UserError, match=r"broke off after 500 of 10,240 bytes.*run the same command again"):
+    with pytest.raises(
+        UserError, match=r"broke off after 500 of 10,240 bytes.*run the same command again"
+    ):
         get_data.download(remote, tmp_path, wait=0)
     assert get_data.download(remote, tmp_path, wait=0).read_bytes() == BODY
     assert server.ranges[-1] == "bytes=500-"
@@ -126,11 +143,19 @@ def test_a_wrong_checksum_is_refused_and_removed(server, tmp_path):
 
 def test_a_proxy_s_page_is_recognised(server, tmp_path):
     with pytest.raises(UserError, match="it is a web page, perhaps a proxy's"):
-        get_data.download(offered(server, b"\n<!DOCTYPE html><html>Log in</html>", sha256="0" * 64), tmp_path)
+        get_data.download(
+            offered(server, b"\n<!DOCTYPE html><html>Log in</html>", sha256="0" * 64), tmp_path
+        )
 
 
-@pytest.mark.parametrize(("status", "told"), [(404, "404 Not Found; the file may have moved"), (407, "the proxy wants"),
-                                              (403, "403 Forbidden")])
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (404, "404 Not Found; the file may have moved"),
+        (407, "the proxy wants"),
+        (403, "403 Forbidden"),
+    ],
+)
 def test_refusals_are_told_with_a_remedy(server, tmp_path, status, told):
     remote = offered(server)
     server.moods["file.bin"] = [status]
@@ -157,7 +182,10 @@ def zipped(members: dict[str, bytes]) -> bytes:
 def serve(monkeypatch, server: Server, dataset: str, *contents: bytes) -> None:
     """Let the server have the dataset's files, and their digests be the known ones."""
     known = get_data.DATASETS[dataset]
-    remotes = [replace(r, sha256=hashlib.sha256(c).hexdigest()) for r, c in zip(known.remotes, contents, strict=True)]
+    remotes = [
+        replace(r, sha256=hashlib.sha256(c).hexdigest())
+        for r, c in zip(known.remotes, contents, strict=True)
+    ]
     server.contents.update({r.name: c for r, c in zip(remotes, contents, strict=True)})
     monkeypatch.setitem(get_data.DATASETS, dataset, replace(known, remotes=tuple(remotes)))
 
@@ -170,7 +198,10 @@ def test_real_rte_is_laid_out_and_its_digest_known(server, tmp_path, monkeypatch
     for name in ("train.tsv", "dev.tsv"):
         assert (tmp_path / "glue_data" / "RTE" / name).read_bytes() == content[f"RTE/{name}"]
     told = capfd.readouterr()
-    assert "RTE: glue_data/RTE/train.tsv, glue_data/RTE/dev.tsv fetched" in told.out and "note:" not in told.err
+    assert (
+        "RTE: glue_data/RTE/train.tsv, glue_data/RTE/dev.tsv fetched" in told.out
+        and "note:" not in told.err
+    )
     assert [entry.name for entry in tmp_path.iterdir()] == ["glue_data"]
     get_data.main([str(tmp_path), "--only", "RTE", "--mirror", server.address])
     assert "there already" in capfd.readouterr().out and len(server.ranges) == 1
@@ -183,10 +214,17 @@ def test_files_other_than_those_of_the_results_are_noted(server, tmp_path, monke
 
 
 def test_mrpc_is_split_by_the_dev_ids(server, tmp_path, monkeypatch, real_data):
-    train, dev = ((real_data / "glue_data" / "MRPC" / name).read_text(encoding="utf-8") for name in ("train.tsv", "dev.tsv"))
+    train, dev = (
+        (real_data / "glue_data" / "MRPC" / name).read_text(encoding="utf-8")
+        for name in ("train.tsv", "dev.tsv")
+    )
     header, *rows = dev.rstrip("\n").split("\n")
     ids = "".join("\t".join(row.split("\t")[1:3]) + "\n" for row in rows)
-    both = header + "\r\n" + "".join(f"{row}\r\n" for row in [*rows, *train.rstrip("\n").split("\n")[1:]])
+    both = (
+        header
+        + "\r\n"
+        + "".join(f"{row}\r\n" for row in [*rows, *train.rstrip("\n").split("\n")[1:]])
+    )
     serve(monkeypatch, server, "MRPC", both.encode(), ids.encode())
     get_data.main([str(tmp_path), "--only", "MRPC", "--mirror", server.address])
     assert (tmp_path / "glue_data" / "MRPC" / "dev.tsv").read_text(encoding="utf-8") == dev

@@ -12,13 +12,17 @@ CPU = torch.device("cpu")
 MASK, VOCAB, SPECIALS = 4, 1000, [0, 2, 3]
 
 
-def masked(ids: torch.Tensor, seed: int = 1, probability: float = 0.15) -> tuple[torch.Tensor, torch.Tensor]:
+def masked(
+    ids: torch.Tensor, seed: int = 1, probability: float = 0.15
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs, and True where a token is to be predicted, of rows of tokens, [rows, width]."""
     row_of = np.repeat(np.arange(len(ids)), ids.shape[1])
     maskable = ~special_mask(ids, SPECIALS).flatten()
     found = mask_tokens(ids.flatten(), maskable, row_of, MASK, VOCAB, seed, CPU, probability)
     chosen = torch.zeros(ids.numel(), dtype=torch.bool).index_fill(0, found.places, True)
-    assert torch.equal(found.places, chosen.nonzero().flatten()) and torch.equal(found.targets, ids.flatten()[chosen])
+    assert torch.equal(found.places, chosen.nonzero().flatten()) and torch.equal(
+        found.targets, ids.flatten()[chosen]
+    )
     assert np.array_equal(found.rows, row_of[chosen.numpy()])
     return found.inputs.view(ids.shape), chosen.view(ids.shape)
 
@@ -38,7 +42,9 @@ def test_shares_are_those_of_bert(probability):
     assert torch.equal(inputs[~chosen], ids[~chosen])
     drawn = inputs[chosen & (inputs != MASK) & (inputs != 7)]
     assert drawn.min() >= 0 and drawn.max() < VOCAB
-    assert near(int((drawn < VOCAB // 2).sum()), len(drawn), 0.5) and len(drawn.unique()) > 0.9 * VOCAB
+    assert (
+        near(int((drawn < VOCAB // 2).sum()), len(drawn), 0.5) and len(drawn.unique()) > 0.9 * VOCAB
+    )
 
 
 def test_specials_are_never_chosen():
@@ -80,7 +86,11 @@ def test_the_number_chosen_and_the_places_are_those_of_a_draw_for_each_token():
 def test_rows_of_any_length_are_masked_together():
     lengths = [3, 1, 400, 2]
     ids, row_of = torch.full((sum(lengths),), 7), np.repeat(np.arange(4), lengths)
-    found = mask_tokens(ids, torch.ones(len(ids), dtype=torch.bool), row_of, MASK, VOCAB, 5, CPU, 0.5)
-    assert np.array_equal(found.rows, row_of[found.places.numpy()]) and near(int((found.rows == 2).sum()), 400, 0.5)
+    found = mask_tokens(
+        ids, torch.ones(len(ids), dtype=torch.bool), row_of, MASK, VOCAB, 5, CPU, 0.5
+    )
+    assert np.array_equal(found.rows, row_of[found.places.numpy()]) and near(
+        int((found.rows == 2).sum()), 400, 0.5
+    )
     nothing = mask_tokens(ids, torch.zeros(len(ids), dtype=torch.bool), row_of, MASK, VOCAB, 5, CPU)
     assert len(nothing.places) == len(nothing.targets) == 0 and torch.equal(nothing.inputs, ids)

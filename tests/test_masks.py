@@ -23,8 +23,14 @@ SAMPLES = [1, 3, 509]  # every so many-th value is looked at first: all, some, o
 
 
 def tiny_config(layers=2, width=8):
-    config = BertConfig(vocab_size=20, hidden_size=width, num_hidden_layers=layers, num_attention_heads=2,
-                        intermediate_size=3 * width, max_position_embeddings=16)
+    config = BertConfig(
+        vocab_size=20,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=3 * width,
+        max_position_embeddings=16,
+    )
     config._attn_implementation = "packed_rows"
     return config
 
@@ -75,7 +81,10 @@ def sorted_out(values, count, kept=None):
     keep = np.ones(len(sizes), bool)
     keep[np.argsort(sizes, kind="stable")[:count]] = False
     pieces = torch.split(torch.from_numpy(keep), [v.numel() for v in values.values()])
-    return {name + masks.SUFFIX: piece.view(v.shape) for (name, v), piece in zip(values.items(), pieces, strict=True)}
+    return {
+        name + masks.SUFFIX: piece.view(v.shape)
+        for (name, v), piece in zip(values.items(), pieces, strict=True)
+    }
 
 
 def equal(one, other):
@@ -90,12 +99,25 @@ def equal(one, other):
 def test_prunable_are_the_linear_layers_of_encoder_and_pooler(cls, layers, width):
     model = tiny_model(cls, layers, width)
     found = masks.prunable(model)
-    linear = ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
-              "intermediate.dense", "output.dense"]
-    expected = [f"bert.encoder.layer.{layer}.{name}" for layer in range(layers) for name in linear] + ["bert.pooler.dense"]
+    linear = [
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    ]
+    expected = [
+        f"bert.encoder.layer.{layer}.{name}" for layer in range(layers) for name in linear
+    ] + ["bert.pooler.dense"]
     assert list(found) == expected and len(expected) == 6 * layers + 1
-    assert all(type(module) is nn.Linear and model.get_submodule(name) is module for name, module in found.items())
-    assert sum(m.weight.numel() for m in found.values()) == layers * (4 + 2 * 3) * width**2 + width**2
+    assert all(
+        type(module) is nn.Linear and model.get_submodule(name) is module
+        for name, module in found.items()
+    )
+    assert (
+        sum(m.weight.numel() for m in found.values()) == layers * (4 + 2 * 3) * width**2 + width**2
+    )
 
 
 def test_bert_base_has_73_matrices_and_85_524_480_weights_in_every_task():
@@ -109,7 +131,10 @@ def test_bert_base_has_73_matrices_and_85_524_480_weights_in_every_task():
 def test_masks_are_named_as_the_released_code_names_them_and_nothing_else_is_pruned(model):
     masks.attach(model)
     masks.prune_to(model, 0.9)
-    assert list(masks.current(model))[0] == QUERY and list(masks.current(model))[-1] == "bert.pooler.dense.weight_mask"
+    assert (
+        list(masks.current(model))[0] == QUERY
+        and list(masks.current(model))[-1] == "bert.pooler.dense.weight_mask"
+    )
     buffers = {name for name, _ in model.named_buffers() if name.endswith("_mask")}
     assert buffers == set(masks.current(model))
     plain = {name for name, _ in tiny_model().named_parameters()}
@@ -120,8 +145,22 @@ def test_masks_are_named_as_the_released_code_names_them_and_nothing_else_is_pru
 
 
 def exact_values():
-    tricky = [0.0, -0.0, 1e-45, -1e-45, 1.1754942e-38, 1.1754944e-38, 0.5, -0.5, 0.50000006, 1.0, 3.4028235e38]
-    number = st.one_of(st.sampled_from(tricky), st.floats(width=32, allow_nan=False, allow_infinity=False))
+    tricky = [
+        0.0,
+        -0.0,
+        1e-45,
+        -1e-45,
+        1.1754942e-38,
+        1.1754944e-38,
+        0.5,
+        -0.5,
+        0.50000006,
+        1.0,
+        3.4028235e38,
+    ]
+    number = st.one_of(
+        st.sampled_from(tricky), st.floats(width=32, allow_nan=False, allow_infinity=False)
+    )
     return st.lists(st.lists(number, min_size=1, max_size=12), min_size=1, max_size=4)
 
 
@@ -130,8 +169,10 @@ def exact_values():
 def test_selection_equals_a_plain_sort(matrices, data):
     values = {str(at): torch.tensor(row, dtype=torch.float32) for at, row in enumerate(matrices)}
     size = sum(v.numel() for v in values.values())
-    kept = {name: torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(v), max_size=len(v))))
-            for name, v in values.items()}
+    kept = {
+        name: torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(v), max_size=len(v))))
+        for name, v in values.items()
+    }
     kept = data.draw(st.sampled_from([None, kept]))
     dead = sum(int((~k).sum()) for k in kept.values()) if kept else 0
     count = data.draw(st.integers(dead, size))
@@ -146,8 +187,11 @@ def test_selection_equals_a_plain_sort(matrices, data):
 def test_selection_on_many_values(monkeypatch, every):
     monkeypatch.setattr(selection, "SAMPLE_EVERY", every)
     draw = torch.Generator().manual_seed(0)
-    values = {"a": torch.randn(300, 200, generator=draw), "b": torch.randn(50_000, generator=draw).round(decimals=2),
-              "c": torch.randn(1000, 3, generator=draw) * 1e-40}
+    values = {
+        "a": torch.randn(300, 200, generator=draw),
+        "b": torch.randn(50_000, generator=draw).round(decimals=2),
+        "c": torch.randn(1000, 3, generator=draw) * 1e-40,
+    }
     for target in (0.0, 0.001, 0.1, 0.5, 0.9, 1.0):
         assert equal(masks.magnitude(values, target), sorted_out(values, round(target * 113_000)))
 
@@ -166,14 +210,19 @@ def test_counts_are_exact_where_all_weights_are_equal(target):
     mask = masks.magnitude(values, target)
     keep = torch.cat([m.flatten() for m in mask.values()])
     count = round(target * 68)
-    assert keep.tolist() == [False] * count + [True] * (68 - count)  # ties fall in the order of matrices and entries
+    assert keep.tolist() == [False] * count + [True] * (
+        68 - count
+    )  # ties fall in the order of matrices and entries
     assert masks.sparsity(mask) == count / 68
 
 
 def test_ties_across_matrices_fall_in_order_after_all_smaller_ones():
     values = {"a": torch.tensor([2.0, 1.0, -1.0, 3.0]), "b": torch.tensor([0.5, 1.0, -1.0, 4.0])}
     mask = masks.magnitude(values, 4 / 8)
-    assert [m.tolist() for m in mask.values()] == [[True, False, False, True], [False, False, True, True]]
+    assert [m.tolist() for m in mask.values()] == [
+        [True, False, False, True],
+        [False, False, True, True],
+    ]
 
 
 def test_a_second_prune_takes_the_smallest_of_those_alive_and_revives_none(model):
@@ -254,7 +303,9 @@ SHAPES = {"a": torch.Size([3, 5]), "b": torch.Size([10])}
 @pytest.mark.parametrize("target", [0.0, 0.1, 0.5, 0.7, 0.98, 1.0])
 def test_a_random_mask_has_the_exact_count(target):
     mask = masks.random(SHAPES, target, seed=3)
-    assert {key: m.shape for key, m in mask.items()} == {n + masks.SUFFIX: s for n, s in SHAPES.items()}
+    assert {key: m.shape for key, m in mask.items()} == {
+        n + masks.SUFFIX: s for n, s in SHAPES.items()
+    }
     assert dropped(mask) == round(target * 25)
 
 
@@ -265,8 +316,13 @@ def test_random_masks_are_seeded():
 
 def test_every_weight_and_pair_is_as_likely_to_be_dropped():
     draws = 3000
-    drops = np.stack([1 - np.concatenate([m.numpy().ravel() for m in masks.random(SHAPES, 0.4, seed).values()])
-                      for seed in range(draws)])
+    drops = np.stack(
+        [
+            1
+            - np.concatenate([m.numpy().ravel() for m in masks.random(SHAPES, 0.4, seed).values()])
+            for seed in range(draws)
+        ]
+    )
     p, pair = 10 / 25, 10 * 9 / (25 * 24)
     assert np.abs(drops.mean(0) - p).max() < 4.5 * (p * (1 - p) / draws) ** 0.5
     together = (drops.T @ drops / draws)[np.triu_indices(25, 1)]
@@ -282,9 +338,13 @@ def test_a_rewind_is_exact_bit_for_bit_and_weight_follows_at_the_next_forward(mo
     kept = {name: value.clone() for name, value in theta.items()}
     train(model, 3)
     masks.prune_to(model, 0.6)
-    assert not any(torch.equal(p, theta[n]) for n, p in model.named_parameters() if n.endswith("weight_orig"))
+    assert not any(
+        torch.equal(p, theta[n]) for n, p in model.named_parameters() if n.endswith("weight_orig")
+    )
     masks.rewind(model, theta)
-    assert all(torch.equal(p, kept[n]) for n, p in model.named_parameters()), "the snapshot is a copy, not an alias"
+    assert all(torch.equal(p, kept[n]) for n, p in model.named_parameters()), (
+        "the snapshot is a copy, not an alias"
+    )
     forward(model)
     for name, module in masks.prunable(model).items():
         assert torch.equal(module.weight, module.weight_mask * kept[f"{name}.weight_orig"])
@@ -369,7 +429,11 @@ def saved(tmp_path, content, name="mask.pt"):
 
 
 def test_a_mask_is_saved_as_bool_with_its_origin_beside_it_and_loads_again(tmp_path, mask, shapes):
-    sha256 = masks.save({key: m.float() for key, m in mask.items()}, tmp_path / "deep" / "mask.pt", {"method": "random"})
+    sha256 = masks.save(
+        {key: m.float() for key, m in mask.items()},
+        tmp_path / "deep" / "mask.pt",
+        {"method": "random"},
+    )
     written = torch.load(tmp_path / "deep" / "mask.pt", weights_only=True)
     assert equal(written, mask) and all(m.dtype == torch.bool for m in written.values())
     origin = {"method": "random", "sparsity": round(masks.sparsity(mask), 9), "mask_sha256": sha256}
@@ -384,7 +448,9 @@ def test_the_same_mask_gives_the_same_bytes(tmp_path, mask):
     assert (tmp_path / "one/mask.pt").read_bytes() == (tmp_path / "other/mask.pt").read_bytes()
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.float16, torch.int64, torch.uint8, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.float32, torch.float16, torch.int64, torch.uint8, torch.float64]
+)
 def test_masks_of_any_number_type_load_as_bool(tmp_path, mask, shapes, dtype):
     path = saved(tmp_path, {key: m.to(dtype) for key, m in reversed(mask.items())})
     assert equal(masks.load(path, shapes), mask)
@@ -415,9 +481,18 @@ def with_value(value):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda m: {k: v for k, v in m.items() if k != QUERY}, f"key {QUERY} is missing \\(1 in all\\)"),
-        (lambda m: {**m, "bert.encoder.layer.2.weight_mask": m[QUERY]}, "unexpected key bert.encoder.layer.2.weight_mask"),
-        (lambda m: {**m, QUERY: m[QUERY][:-1]}, f"{QUERY} has shape \\(7, 8\\), this model needs \\(8, 8\\)"),
+        (
+            lambda m: {k: v for k, v in m.items() if k != QUERY},
+            f"key {QUERY} is missing \\(1 in all\\)",
+        ),
+        (
+            lambda m: {**m, "bert.encoder.layer.2.weight_mask": m[QUERY]},
+            "unexpected key bert.encoder.layer.2.weight_mask",
+        ),
+        (
+            lambda m: {**m, QUERY: m[QUERY][:-1]},
+            f"{QUERY} has shape \\(7, 8\\), this model needs \\(8, 8\\)",
+        ),
         (with_value(0.5), f"{QUERY} holds 0.5 at entry 10; a mask holds 0 and 1 only"),
         (with_value(2), f"{QUERY} holds 2.0 at entry 10"),
         (with_value(-1), f"{QUERY} holds -1.0 at entry 10"),
@@ -429,10 +504,25 @@ def with_value(value):
         (lambda m: {**m, 7: m[QUERY]}, "key 7 does not name a tensor"),
         (lambda m: {**m, QUERY: Exploit()}, "not a mask file of tensors only; refused"),
     ],
-    ids=["missing", "unexpected", "shape", "half", "two", "minus one", "nan", "empty dict", "list", "tensor", "number",
-         "number as key", "pickle that runs code"],
+    ids=[
+        "missing",
+        "unexpected",
+        "shape",
+        "half",
+        "two",
+        "minus one",
+        "nan",
+        "empty dict",
+        "list",
+        "tensor",
+        "number",
+        "number as key",
+        "pickle that runs code",
+    ],
 )
-def test_a_wrong_mask_file_is_refused_with_file_and_key(tmp_path, monkeypatch, mask, shapes, spoil, message):
+def test_a_wrong_mask_file_is_refused_with_file_and_key(
+    tmp_path, monkeypatch, mask, shapes, spoil, message
+):
     monkeypatch.chdir(tmp_path)
     path = saved(tmp_path, spoil(mask))
     with pytest.raises(UserError, match=message) as error:
@@ -452,7 +542,15 @@ def test_a_wrong_mask_file_is_refused_with_file_and_key(tmp_path, monkeypatch, m
         (lambda whole: b"round 1: 10 %\n", "refused|damaged"),
         (lambda whole: pickle.dumps(Exploit()), "refused|damaged"),
     ],
-    ids=["absent", "empty", "half", "last byte gone", "20 bytes", "text", "bare pickle that runs code"],
+    ids=[
+        "absent",
+        "empty",
+        "half",
+        "last byte gone",
+        "20 bytes",
+        "text",
+        "bare pickle that runs code",
+    ],
 )
 def test_a_damaged_mask_file_is_refused(tmp_path, monkeypatch, mask, shapes, content, message):
     monkeypatch.chdir(tmp_path)

@@ -37,17 +37,37 @@ def test_the_score_of_a_task_is_one_of_its_metrics(task):
 
 def test_scores_are_those_of_the_papers_tables():
     assert SCORE == {
-        "cola": "mcc", "mnli": "acc", "mnli-mm": "acc", "mrpc": "acc", "sst-2": "acc", "sts-b": "pearson",
-        "qqp": "acc", "qnli": "acc", "rte": "acc", "wnli": "acc", "squad": "f1", "mlm": "accuracy",
+        "cola": "mcc",
+        "mnli": "acc",
+        "mnli-mm": "acc",
+        "mrpc": "acc",
+        "sst-2": "acc",
+        "sts-b": "pearson",
+        "qqp": "acc",
+        "qnli": "acc",
+        "rte": "acc",
+        "wnli": "acc",
+        "squad": "f1",
+        "mlm": "accuracy",
     }
 
 
 @pytest.mark.parametrize(
     ("task", "predictions", "labels", "expected"),
     [
-        ("sts-b", [2.5] * 4, [0, 1, 2, 3], {"pearson": np.nan, "spearmanr": np.nan, "corr": np.nan}),
+        (
+            "sts-b",
+            [2.5] * 4,
+            [0, 1, 2, 3],
+            {"pearson": np.nan, "spearmanr": np.nan, "corr": np.nan},
+        ),
         ("sts-b", [2.5], [1], {"pearson": np.nan, "spearmanr": np.nan, "corr": np.nan}),
-        ("sts-b", [np.nan, 1, 2], [1, 2, 3], {"pearson": np.nan, "spearmanr": np.nan, "corr": np.nan}),
+        (
+            "sts-b",
+            [np.nan, 1, 2],
+            [1, 2, 3],
+            {"pearson": np.nan, "spearmanr": np.nan, "corr": np.nan},
+        ),
         ("cola", [1] * 4, [0, 1, 1, 0], {"mcc": 0.0}),
         ("cola", [1] * 4, [1] * 4, {"mcc": 0.0}),
         ("mrpc", [0] * 4, [0, 1, 1, 0], {"acc": 0.5, "f1": 0.0, "acc_and_f1": 0.25}),
@@ -65,7 +85,13 @@ def test_degenerate_predictions_give_a_value_without_a_warning(task, predictions
 
 @pytest.mark.parametrize(
     ("task", "predictions", "labels"),
-    [("rtee", [1], [1]), ("squad", [1], [1]), ("rte", [1, 0], [1]), ("rte", [], []), ("rte", [[1, 0]], [[1, 0]])],
+    [
+        ("rtee", [1], [1]),
+        ("squad", [1], [1]),
+        ("rte", [1, 0], [1]),
+        ("rte", [], []),
+        ("rte", [[1, 0]], [[1, 0]]),
+    ],
 )
 def test_wrong_calls_are_refused(task, predictions, labels):
     with pytest.raises(ValueError, match=task):
@@ -74,5 +100,7 @@ def test_wrong_calls_are_refused(task, predictions, labels):
 
 def test_importing_the_metrics_imports_neither_scikit_learn_nor_scipy():
     code = "import sys, utils.metrics; print([m for m in ('sklearn', 'scipy') if m in sys.modules])"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert run.stdout.strip() == "[]"

@@ -21,8 +21,14 @@ def bert(tmp_path_factory):
 def perturbed(bert, out, *flags):
     done("pertub_weight.py", "--model_name_or_path", bert, "--output", out, *flags)
     weights, before = torch.load(out, weights_only=True), load_file(bert / "model.safetensors")
-    assert set(weights) == {name for name in before if name.endswith(".weight") and before[name].dim() == 2
-                            and name.startswith("bert.") and "embeddings" not in name}
+    assert set(weights) == {
+        name
+        for name in before
+        if name.endswith(".weight")
+        and before[name].dim() == 2
+        and name.startswith("bert.")
+        and "embeddings" not in name
+    }
     return weights, before
 
 
@@ -30,15 +36,24 @@ def source_layer(weights, before, layer):
     """The layers of `before` whose six matrices all stand in `layer` of `weights`."""
     names = [name for name in weights if f".layer.{layer}." in name]
     assert len(names) == 6
-    return [other for other in range(LAYERS) if all(
-        torch.equal(weights[name], before[name.replace(f".layer.{layer}.", f".layer.{other}.")]) for name in names)]
+    return [
+        other
+        for other in range(LAYERS)
+        if all(
+            torch.equal(weights[name], before[name.replace(f".layer.{layer}.", f".layer.{other}.")])
+            for name in names
+        )
+    ]
 
 
 def test_by_default_layers_move_whole_and_the_pooler_stays(bert, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = done("pertub_weight.py", "--model_name_or_path", bert)
     assert out.startswith("tmp/shuffle_weight.pt: ")  # the name in the released commands
-    weights, before = torch.load("tmp/shuffle_weight.pt", weights_only=True), load_file(bert / "model.safetensors")
+    weights, before = (
+        torch.load("tmp/shuffle_weight.pt", weights_only=True),
+        load_file(bert / "model.safetensors"),
+    )
     order = [source_layer(weights, before, layer) for layer in range(LAYERS)]
     assert sorted(order) == [[0], [1], [2], [3]] and order != sorted(order)
     assert torch.equal(weights[POOLER], before[POOLER])
@@ -50,7 +65,9 @@ def test_elements_stay_in_their_matrix(bert, tmp_path):
     weights, before = perturbed(bert, tmp_path / "w.pt", "--mode", "elements")
     for name, value in weights.items():
         assert not torch.equal(value, before[name])
-        assert torch.equal(value.flatten().sort().values, before[name].flatten().sort().values), name
+        assert torch.equal(value.flatten().sort().values, before[name].flatten().sort().values), (
+            name
+        )
 
 
 def test_noise_has_the_deviation_asked_for(bert, tmp_path):
@@ -61,15 +78,25 @@ def test_noise_has_the_deviation_asked_for(bert, tmp_path):
 
 @pytest.mark.parametrize("mode", ["layers", "elements", "noise"])
 def test_the_seed_decides(bert, tmp_path, mode):
-    one, again, other = (perturbed(bert, tmp_path / f"{number}.pt", "--mode", mode, "--seed", seed)[0]
-                         for number, seed in enumerate((1, 1, 2)))
+    one, again, other = (
+        perturbed(bert, tmp_path / f"{number}.pt", "--mode", mode, "--seed", seed)[0]
+        for number, seed in enumerate((1, 1, 2))
+    )
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("sigma", ["0", "-1", "nan", "inf"])
 def test_noise_without_a_size_is_refused(bert, tmp_path, sigma):
-    ended = launch.run("pertub_weight.py", "--model_name_or_path", bert, "--output", tmp_path / "w.pt", "--mode", "noise",
-                       f"--sigma={sigma}")
+    ended = launch.run(
+        "pertub_weight.py",
+        "--model_name_or_path",
+        bert,
+        "--output",
+        tmp_path / "w.pt",
+        "--mode",
+        "noise",
+        f"--sigma={sigma}",
+    )
     (line,) = ended.errors()
     assert ended.code == 2 and "--sigma" in line and list(tmp_path.iterdir()) == []

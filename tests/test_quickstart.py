@@ -17,15 +17,22 @@ CONTROLS = ("random mask", "IMP, random weights", "IMP, layers shuffled", "IMP, 
 
 def quickstart(copy: Path) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHON": sys.executable}
-    return subprocess.run(["bash", "experiments/quickstart.sh", "--quick", "mini"], cwd=copy, env=environment,
-                          capture_output=True, text=True)
+    return subprocess.run(
+        ["bash", "experiments/quickstart.sh", "--quick", "mini"],
+        cwd=copy,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A checkout of its own, in which the quickstart ran once."""
     copy = tmp_path_factory.mktemp("quickstart") / "checkout"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "miniature", "runs", "docs", "tests"))
+    shutil.copytree(
+        ROOT, copy, ignore=shutil.ignore_patterns(".*", "miniature", "runs", "docs", "tests")
+    )
     ended = quickstart(copy)
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
     return copy, ended.stdout
@@ -34,7 +41,11 @@ def done(tmp_path_factory):
 def test_every_command_of_the_lists_ran_and_left_its_row(done):
     copy, _ = done
     for name in ("table2", "figure2"):
-        commands = [line for line in (copy / "mini" / f"{name}.list").read_text().splitlines() if line.startswith("python")]
+        commands = [
+            line
+            for line in (copy / "mini" / f"{name}.list").read_text().splitlines()
+            if line.startswith("python")
+        ]
         for line in commands:
             (folder,) = re.findall(r"--output(?:_dir)? (\S+)", line)
             assert (copy / folder).exists(), line
@@ -45,10 +56,16 @@ def test_every_command_of_the_lists_ran_and_left_its_row(done):
 def test_the_miniature_shows_the_papers_claims_on_masked_language_modelling(done):
     """One seed of CoLA may fall either way; MLM is far from the margins."""
     copy, printed = done
-    lines = [line for line in printed.splitlines() if re.match(r" *(shown|NOT shown|cannot tell)  MLM", line)]
+    lines = [
+        line
+        for line in printed.splitlines()
+        if re.match(r" *(shown|NOT shown|cannot tell)  MLM", line)
+    ]
     shown = [line for line in lines if line.lstrip().startswith("shown")]
     assert all(any(f"MLM: {control}" in line for line in shown) for control in CONTROLS), printed
-    with open(copy / "mini" / "runs" / "tables" / "table2.csv", newline="", encoding="utf-8") as file:
+    with open(
+        copy / "mini" / "runs" / "tables" / "table2.csv", newline="", encoding="utf-8"
+    ) as file:
         rows = {row[0]: row[1:] for row in csv.reader(file)}
     assert rows, "table2.csv is empty"
 
@@ -56,14 +73,22 @@ def test_the_miniature_shows_the_papers_claims_on_masked_language_modelling(done
 def test_theta_0_learned_the_language(done):
     """Guessing among the words of all classes is right less than one time in fifty."""
     copy, _ = done
-    rows = [json.loads(line) for line in (copy / "mini" / "model" / "results.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (copy / "mini" / "model" / "results.jsonl").read_text().splitlines()
+    ]
     assert rows[-1]["metrics"]["accuracy"] > 0.4
 
 
 def test_the_same_command_again_finds_everything_done(done):
     copy, before = done
-    stamps = {path: path.stat().st_mtime_ns for path in (copy / "mini" / "runs").rglob("results.jsonl")}
+    stamps = {
+        path: path.stat().st_mtime_ns for path in (copy / "mini" / "runs").rglob("results.jsonl")
+    }
     ended = quickstart(copy)
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
-    assert ended.stdout.split("== Results")[1].rsplit("\n", 2)[0] == before.split("== Results")[1].rsplit("\n", 2)[0]
+    assert (
+        ended.stdout.split("== Results")[1].rsplit("\n", 2)[0]
+        == before.split("== Results")[1].rsplit("\n", 2)[0]
+    )

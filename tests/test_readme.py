@@ -11,9 +11,12 @@ import tiny
 from launch import ROOT, results
 
 # (script, whether it trains a ticket) -> flags for ten short rounds, or a short training, where the command counts steps
-SHORTER = {("LT_glue.py", False): "--save_steps 2 --max_steps 20", ("squad_trans.py", False): "--save_steps 2 --max_steps 20",
-           ("LT_pretrain.py", False): "--save_steps 2 --max_steps 20 --block_size 32",
-           ("pretrain_trans.py", True): "--max_steps 3 --block_size 32"}
+SHORTER = {
+    ("LT_glue.py", False): "--save_steps 2 --max_steps 20",
+    ("squad_trans.py", False): "--save_steps 2 --max_steps 20",
+    ("LT_pretrain.py", False): "--save_steps 2 --max_steps 20 --block_size 32",
+    ("pretrain_trans.py", True): "--max_steps 3 --block_size 32",
+}
 
 
 def printed() -> list[list[str]]:
@@ -41,8 +44,15 @@ def place(tmp_path_factory):
 def keep_masks(place):
     """What a user does between finding tickets and training them: copy the 70 % masks to where the commands read them."""
     (place / "tmp" / "dif_mask").mkdir(parents=True, exist_ok=True)
-    for name, folder in (("mnli", "tmp/mnli"), ("squad", "tmp/530/squad"), ("pretrain", "LT_pretrain_model")):
-        shutil.copy(place / folder / "checkpoint-14" / "mask.pt", place / "tmp" / "dif_mask" / f"{name}_mask.pt")
+    for name, folder in (
+        ("mnli", "tmp/mnli"),
+        ("squad", "tmp/530/squad"),
+        ("pretrain", "LT_pretrain_model"),
+    ):
+        shutil.copy(
+            place / folder / "checkpoint-14" / "mask.pt",
+            place / "tmp" / "dif_mask" / f"{name}_mask.pt",
+        )
 
 
 def test_the_commands_of_the_readme_run_in_their_order(place, monkeypatch):
@@ -54,13 +64,25 @@ def test_the_commands_of_the_readme_run_in_their_order(place, monkeypatch):
             keep_masks(place)
         ended = launch.run(script, *flags, *SHORTER.get((script, trains), "").split())
         assert ended.code == 0, (script, ended.err)
-    for folder, score in (("tmp/mnli", "acc"), ("LT_pretrain_model", "accuracy"), ("tmp/530/squad/replaced-1", "f1")):
+    for folder, score in (
+        ("tmp/mnli", "acc"),
+        ("LT_pretrain_model", "accuracy"),
+        ("tmp/530/squad/replaced-1", "f1"),
+    ):
         tickets = json.loads((place / folder / "tickets.json").read_text())["tickets"]
-        assert [ticket["sparsity"] for ticket in tickets] == pytest.approx([k / 10 for k in range(1, 10)], abs=1e-3)
-        assert len(results(place / folder)) >= 10 and all(score in row["metrics"] for row in results(place / folder))
+        assert [ticket["sparsity"] for ticket in tickets] == pytest.approx(
+            [k / 10 for k in range(1, 10)], abs=1e-3
+        )
+        assert len(results(place / folder)) >= 10 and all(
+            score in row["metrics"] for row in results(place / folder)
+        )
     for folder in ("tmp/530/mnli", "tmp/530/squad", "tmp/530/pre"):
         row = results(place / folder)[-1]
-        assert row["sparsity"] == pytest.approx(0.7, abs=1e-3) and row["init"] == "layers" and row["final"]
+        assert (
+            row["sparsity"] == pytest.approx(0.7, abs=1e-3)
+            and row["init"] == "layers"
+            and row["final"]
+        )
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in ROOT.glob("*.py")))

@@ -24,10 +24,31 @@ def place(tmp_path_factory):
 
 
 def command(place, out, *more, data="v1"):
-    return ["--output_dir", out, "--model_name_or_path", place / "bert", "--train_file", place / data / "train-v1.1.json",
-            "--predict_file", place / data / "dev-v1.1.json", "--do_train", "--do_eval", "--do_lower_case", "--no_cuda",
-            "--max_seq_length", 48, "--doc_stride", 16, "--max_query_length", 12, "--per_gpu_train_batch_size", 6,
-            "--learning_rate", 1e-3, *more]
+    return [
+        "--output_dir",
+        out,
+        "--model_name_or_path",
+        place / "bert",
+        "--train_file",
+        place / data / "train-v1.1.json",
+        "--predict_file",
+        place / data / "dev-v1.1.json",
+        "--do_train",
+        "--do_eval",
+        "--do_lower_case",
+        "--no_cuda",
+        "--max_seq_length",
+        48,
+        "--doc_stride",
+        16,
+        "--max_query_length",
+        12,
+        "--per_gpu_train_batch_size",
+        6,
+        "--learning_rate",
+        1e-3,
+        *more,
+    ]
 
 
 def mask_at(folder, step):
@@ -46,35 +67,56 @@ def read(path):
 
 
 def test_without_dir_it_finds_tickets(place, tmp_path, steps):
-    out = done("squad_trans.py", *command(place, tmp_path / "out", "--max_steps", 12, "--save_steps", 4,
-                                          "--sparsities", 0.3, 0.6))
+    out = done(
+        "squad_trans.py",
+        *command(
+            place, tmp_path / "out", "--max_steps", 12, "--save_steps", 4, "--sparsities", 0.3, 0.6
+        ),
+    )
     assert out.startswith("squad_trans.py finds tickets (IMP)")
     assert len(steps) == 12
     for later in (steps[4], steps[8]):  # theta_0 and the answer layer of the beginning
-        assert all(torch.equal(later["weights"][name], value) for name, value in steps[0]["weights"].items())
+        assert all(
+            torch.equal(later["weights"][name], value)
+            for name, value in steps[0]["weights"].items()
+        )
         assert [step["rate"] for step in steps[:4]] == [step["rate"] for step in steps[4:8]]
     for step, sparsity, start in ((4, 0.3, steps[4]), (8, 0.6, steps[8])):
         mask = mask_at(tmp_path / "out", step)
-        assert len(mask) == 13 and dropped(mask) == round(sparsity * sum(m.numel() for m in mask.values()))
+        assert len(mask) == 13 and dropped(mask) == round(
+            sparsity * sum(m.numel() for m in mask.values())
+        )
         assert all(torch.equal(start["mask"][key], kept) for key, kept in mask.items())
-    assert [(row["task"], row["method"], round(row["sparsity"], 3)) for row in results(tmp_path / "out")] == [
-        ("squad", "imp", 0.0), ("squad", "imp", 0.3), ("squad", "imp", 0.6)]
+    assert [
+        (row["task"], row["method"], round(row["sparsity"], 3)) for row in results(tmp_path / "out")
+    ] == [("squad", "imp", 0.0), ("squad", "imp", 0.3), ("squad", "imp", 0.6)]
     assert {path.name for path in (tmp_path / "out").glob("*predictions_*.json")} == {
-        f"{kind}predictions_{step}.json" for kind in ("", "nbest_") for step in (4, 8, 12)}
+        f"{kind}predictions_{step}.json" for kind in ("", "nbest_") for step in (4, 8, 12)
+    }
 
 
 def test_the_poolers_weights_are_ranked_and_stay_as_pre_trained(place, tmp_path):
-    done("squad_trans.py", *command(place, tmp_path / "out", "--max_steps", 4, "--save_steps", 2, "--sparsities", 0.5))
+    done(
+        "squad_trans.py",
+        *command(place, tmp_path / "out", "--max_steps", 4, "--save_steps", 2, "--sparsities", 0.5),
+    )
     before = load_file(place / "bert" / "model.safetensors")["bert.pooler.dense.weight"]
     key = "bert.pooler.dense.weight_mask"
     mask = mask_at(tmp_path / "out", 2)
     assert 0 < (~mask[key]).sum() < mask[key].numel()
-    assert torch.equal(load_file(tmp_path / "out" / "checkpoint-4" / "model.safetensors")["bert.pooler.dense.weight"],
-                       before * mask[key])
+    assert torch.equal(
+        load_file(tmp_path / "out" / "checkpoint-4" / "model.safetensors")[
+            "bert.pooler.dense.weight"
+        ],
+        before * mask[key],
+    )
 
 
 def test_as_released_the_first_round_is_a_step_shorter_and_the_head_is_kept(place, tmp_path, steps):
-    done("squad_trans.py", *command(place, tmp_path / "out", "--max_steps", 8, "--save_steps", 4, "--as_released"))
+    done(
+        "squad_trans.py",
+        *command(place, tmp_path / "out", "--max_steps", 8, "--save_steps", 4, "--as_released"),
+    )
     assert [step["fresh"] for step in steps] == [True, False, False, True, False, False, False]
     first, second = steps[0], steps[3]
     for name, value in first["weights"].items():
@@ -87,21 +129,66 @@ def test_as_released_the_first_round_is_a_step_shorter_and_the_head_is_kept(plac
 
 
 def test_a_ticket_trains_and_leaves_its_answers_under_the_released_names(place, tmp_path, steps):
-    done("oneshot.py", "--weight", "pre", "--model", "squad", "--rate", 0.4, "--model_name_or_path", place / "bert",
-         "--output_dir", tmp_path / "omp")
+    done(
+        "oneshot.py",
+        "--weight",
+        "pre",
+        "--model",
+        "squad",
+        "--rate",
+        0.4,
+        "--model_name_or_path",
+        place / "bert",
+        "--output_dir",
+        tmp_path / "omp",
+    )
     mask = torch.load(tmp_path / "omp" / "mask.pt", weights_only=True)
-    out = done("squad_trans.py", *command(place, tmp_path / "out", "--dir", "pre", "--mask_dir", tmp_path / "omp" / "mask.pt",
-                                          "--max_steps", 4))
+    out = done(
+        "squad_trans.py",
+        *command(
+            place,
+            tmp_path / "out",
+            "--dir",
+            "pre",
+            "--mask_dir",
+            tmp_path / "omp" / "mask.pt",
+            "--max_steps",
+            4,
+        ),
+    )
     assert out.startswith("squad_trans.py trains one network")
-    assert all(torch.equal(step["mask"][key], kept) for key, kept in mask.items() for step in steps) and len(steps) == 4
-    answers, lists = (read(tmp_path / "out" / f"{kind}predictions_.json") for kind in ("", "nbest_"))
-    questions = [q["id"] for a in read(place / "v1" / "dev-v1.1.json")["data"] for p in a["paragraphs"] for q in p["qas"]]
+    assert (
+        all(torch.equal(step["mask"][key], kept) for key, kept in mask.items() for step in steps)
+        and len(steps) == 4
+    )
+    answers, lists = (
+        read(tmp_path / "out" / f"{kind}predictions_.json") for kind in ("", "nbest_")
+    )
+    questions = [
+        q["id"]
+        for a in read(place / "v1" / "dev-v1.1.json")["data"]
+        for p in a["paragraphs"]
+        for q in p["qas"]
+    ]
     assert list(answers) == list(lists) == questions
-    assert all(found[0]["text"] == answers[name] and sum(each["probability"] for each in found) == pytest.approx(1)
-               for name, found in lists.items())
+    assert all(
+        found[0]["text"] == answers[name]
+        and sum(each["probability"] for each in found) == pytest.approx(1)
+        for name, found in lists.items()
+    )
     (row,) = results(tmp_path / "out")
-    examples, _ = squad_data.load(str(place / "v1" / "dev-v1.1.json"), False, False,
-                                  models.load_tokenizer(str(place / "bert"), True), 48, 16, 12, 1, tmp_path, False)
+    examples, _ = squad_data.load(
+        str(place / "v1" / "dev-v1.1.json"),
+        False,
+        False,
+        models.load_tokenizer(str(place / "bert"), True),
+        48,
+        16,
+        12,
+        1,
+        tmp_path,
+        False,
+    )
     assert row["metrics"] == pytest.approx(squad_metrics(examples, answers))
     assert row["score"] == row["metrics"]["f1"] and row["mask_sha256"] == masks.digest(mask)
     state = load_file(tmp_path / "out" / "model.safetensors")
@@ -109,9 +196,24 @@ def test_a_ticket_trains_and_leaves_its_answers_under_the_released_names(place, 
 
 
 def test_answers_during_training_have_their_step_in_the_name(place, tmp_path):
-    done("squad_trans.py", *command(place, tmp_path / "out", "--dir", "pre", "--max_steps", 4, "--evaluate_during_training",
-                                    "--logging_steps", 2))
-    assert {path.name for path in (tmp_path / "out").glob("predictions_*")} == {"predictions_2.json", "predictions_.json"}
+    done(
+        "squad_trans.py",
+        *command(
+            place,
+            tmp_path / "out",
+            "--dir",
+            "pre",
+            "--max_steps",
+            4,
+            "--evaluate_during_training",
+            "--logging_steps",
+            2,
+        ),
+    )
+    assert {path.name for path in (tmp_path / "out").glob("predictions_*")} == {
+        "predictions_2.json",
+        "predictions_.json",
+    }
 
 
 def test_a_saved_model_evaluates_to_its_recorded_scores(place, tmp_path):
@@ -120,32 +222,62 @@ def test_a_saved_model_evaluates_to_its_recorded_scores(place, tmp_path):
     flags[flags.index("--model_name_or_path") + 1] = tmp_path / "out"
     done("squad_trans.py", *flags, "--dir", "pre")
     assert results(tmp_path / "again")[0]["metrics"] == results(tmp_path / "out")[0]["metrics"]
-    assert read(tmp_path / "again" / "predictions_.json") == read(tmp_path / "out" / "predictions_.json")
+    assert read(tmp_path / "again" / "predictions_.json") == read(
+        tmp_path / "out" / "predictions_.json"
+    )
 
 
 def test_questions_without_answer(place, tmp_path):
-    done("squad_trans.py", *command(place, tmp_path / "out", "--dir", "pre", "--max_steps", 4, "--version_2_with_negative",
-                                    "--null_score_diff_threshold", -1e6, data="v2"))
-    assert set(read(tmp_path / "out" / "predictions_.json").values()) == {""}  # every question's odds are above that
+    done(
+        "squad_trans.py",
+        *command(
+            place,
+            tmp_path / "out",
+            "--dir",
+            "pre",
+            "--max_steps",
+            4,
+            "--version_2_with_negative",
+            "--null_score_diff_threshold",
+            -1e6,
+            data="v2",
+        ),
+    )
+    assert set(read(tmp_path / "out" / "predictions_.json").values()) == {
+        ""
+    }  # every question's odds are above that
     assert len(read(tmp_path / "out" / "null_odds_.json")) == 8
     metrics = results(tmp_path / "out")[0]["metrics"]
     assert (metrics["NoAns_f1"], metrics["HasAns_f1"], metrics["f1"]) == (100, 0, 50)
 
 
-@pytest.mark.parametrize(("flags", "said"), [(("--n_best_size", 0), "--n_best_size 0 must"),
-                                              (("--max_answer_length", 0), "--max_answer_length 0 must"),
-                                              (("--threads", 0), "--threads 0 must"),
-                                              (("--no_rewind",), "leave out --dir")])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--n_best_size", 0), "--n_best_size 0 must"),
+        (("--max_answer_length", 0), "--max_answer_length 0 must"),
+        (("--threads", 0), "--threads 0 must"),
+        (("--no_rewind",), "leave out --dir"),
+    ],
+)
 def test_flags_that_cannot_be(place, tmp_path, flags, said):
-    ended = launch.run("squad_trans.py", *command(place, tmp_path / "out", "--dir", "pre", "--max_steps", 2, *flags))
+    ended = launch.run(
+        "squad_trans.py",
+        *command(place, tmp_path / "out", "--dir", "pre", "--max_steps", 2, *flags),
+    )
     (line,) = ended.errors()
     assert ended.code == 2 and said in line and not (tmp_path / "out").exists()
 
 
 def test_a_v2_file_without_the_flag_is_refused(place, tmp_path):
-    ended = launch.run("squad_trans.py", *command(place, tmp_path / "out", "--dir", "pre", "--max_steps", 2, data="v2"))
+    ended = launch.run(
+        "squad_trans.py",
+        *command(place, tmp_path / "out", "--dir", "pre", "--max_steps", 2, data="v2"),
+    )
     (line,) = ended.errors()
-    assert ended.code == 2 and "--version_2_with_negative" in line and not (tmp_path / "out").exists()
+    assert (
+        ended.code == 2 and "--version_2_with_negative" in line and not (tmp_path / "out").exists()
+    )
 
 
 # ---- the loss
@@ -155,7 +287,9 @@ def test_a_v2_file_without_the_flag_is_refused(place, tmp_path):
 def task(place):
     tokenizer = models.load_tokenizer(str(place / "bert"), True)
     task = squad.SquadTask(squad.AnswerOptions())
-    task.train = squad_data.load(str(place / "v1" / "train-v1.1.json"), False, True, tokenizer, 48, 16, 12, 1, place, False)[1]
+    task.train = squad_data.load(
+        str(place / "v1" / "train-v1.1.json"), False, True, tokenizer, 48, 16, 12, 1, place, False
+    )[1]
     return task
 
 
@@ -169,5 +303,10 @@ def test_the_loss_is_that_of_transformers_on_windows_without_padding(task, place
     batch = task.train_batch(rows, (1, 0, 0, 0), torch.device("cpu"))
     ids, types = (flat.view(len(rows), longest) for flat in (batch.packed.ids, batch.packed.types))
     with torch.no_grad():
-        expected = reference(input_ids=ids, token_type_ids=types, start_positions=batch.start, end_positions=batch.end).loss
+        expected = reference(
+            input_ids=ids,
+            token_type_ids=types,
+            start_positions=batch.start,
+            end_positions=batch.end,
+        ).loss
         assert task.loss(model, batch).item() == pytest.approx(expected.item(), rel=1e-5)

@@ -12,7 +12,18 @@ from utils.squad_data import windows
 from utils.squad_json import SquadExample, read_squad
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
-VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *("##" + c for c in LETTERS), *".,-()?", "one", "two"]
+VOCAB = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *LETTERS,
+    *("##" + c for c in LETTERS),
+    *".,-()?",
+    "one",
+    "two",
+]
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +33,9 @@ def tokenizer():
 
 
 def example(context, *golds, name="q1", text=""):
-    return SquadExample(name, text, context, tuple((gold, context.find(gold)) for gold in golds), not golds)
+    return SquadExample(
+        name, text, context, tuple((gold, context.find(gold)) for gold in golds), not golds
+    )
 
 
 def cut(examples, tokenizer, length=64, stride=16):
@@ -56,20 +69,34 @@ def reference(golden):
     """(examples, windows, logits, predictions, n-best lists, scores) of the released code's evaluation."""
     folder = golden / "squad" / "eval_noisy_gold_64_24_16"
     examples = read_squad(golden / "assets" / "squad" / "dev-v1.1.json", v2=False)
-    found = windows(examples, BertTokenizer.from_pretrained(golden / "assets" / "model"), 64, 24, 16, training=False)
-    results = [json.loads((folder / f"{name}.json").read_text()) for name in ("predictions", "nbest", "metrics")]
+    found = windows(
+        examples,
+        BertTokenizer.from_pretrained(golden / "assets" / "model"),
+        64,
+        24,
+        16,
+        training=False,
+    )
+    results = [
+        json.loads((folder / f"{name}.json").read_text())
+        for name in ("predictions", "nbest", "metrics")
+    ]
     return examples, found, np.load(folder / "logits.npz"), *results
 
 
 def test_golden_predictions_and_n_best(reference):
     examples, found, given, predictions, nbest, _ = reference
     ours, ours_nbest, odds = best_answers(examples, found, given["start"], given["end"])
-    assert ours == predictions  # no exception: this text has no [UNK], no decomposed accents and no double spaces
+    assert (
+        ours == predictions
+    )  # no exception: this text has no [UNK], no decomposed accents and no double spaces
     assert odds == {}
     for name, entries in nbest.items():
         assert [entry["text"] for entry in ours_nbest[name]] == [entry["text"] for entry in entries]
         for key in ("probability", "start_logit", "end_logit"):
-            assert [e[key] for e in ours_nbest[name]] == pytest.approx([e[key] for e in entries], abs=1e-6)
+            assert [e[key] for e in ours_nbest[name]] == pytest.approx(
+                [e[key] for e in entries], abs=1e-6
+            )
 
 
 @pytest.mark.parametrize("v2", [False, True])
@@ -82,7 +109,13 @@ def test_golden_metrics(reference, v2):
 # find it, the answer becomes those words whole. Cutting by offsets gives another, better text in these cases only:
 # (context, first token, last token, the released code's text, ours)
 BETTER = {
-    "spaces stay as they are (no score sees them)": ("one  two\na", 0, 2, "one two a", "one  two\na"),
+    "spaces stay as they are (no score sees them)": (
+        "one  two\na",
+        0,
+        2,
+        "one two a",
+        "one  two\na",
+    ),
     "a span with [UNK] is never found": ("a (♥-one), b", 2, 4, "(♥-one),", "♥-one"),
     "a decomposed accent changes the length": ("(xe\u0301), b", 1, 2, "(xe\u0301),", "xe\u0301"),
     "a control character changes the length": ("(on\x00e), b", 1, 1, "(on\x00e),", "on\x00e"),
@@ -96,16 +129,24 @@ def test_text_by_offsets_is_better(tokenizer, context, first, last, released, ou
     assert normalized(ours) == normalized(released)  # so the scores stay the same
 
 
-@pytest.mark.parametrize("context, first, last, text", [
-    ("a (gogos), b", 2, 3, "go"),  # may end inside a word,
-    ("a (gogos), b", 0, 3, "a (go"),
-    ("a (gogos), b", 3, 4, "(gogos),"),  # but a start inside one takes all of the words at both ends
-    ("a (gogos) gogos,", 4, 9, "(gogos) gogos,"),
-    ("gogos", 4, 4, "gogos"),
-    ("é-X xÉs one", 2, 4, "X xÉ"),
-    ("é-X xÉs one", 3, 5, "xÉs"),
-    ("One\u202fTwo", 0, 1, "One\u202fTwo"),
-])
+@pytest.mark.parametrize(
+    "context, first, last, text",
+    [
+        ("a (gogos), b", 2, 3, "go"),  # may end inside a word,
+        ("a (gogos), b", 0, 3, "a (go"),
+        (
+            "a (gogos), b",
+            3,
+            4,
+            "(gogos),",
+        ),  # but a start inside one takes all of the words at both ends
+        ("a (gogos) gogos,", 4, 9, "(gogos) gogos,"),
+        ("gogos", 4, 4, "gogos"),
+        ("é-X xÉs one", 2, 4, "X xÉ"),
+        ("é-X xÉs one", 3, 5, "xÉs"),
+        ("One\u202fTwo", 0, 1, "One\u202fTwo"),
+    ],
+)
 def test_text_as_the_released_code_reads_it(tokenizer, context, first, last, text):
     assert one_answer(context, first, last, tokenizer) == text
 
@@ -121,18 +162,27 @@ def test_answers_are_no_longer_than_asked(tokenizer):
 def test_only_context_tokens_and_never_backwards(tokenizer):
     given = [example("a b", text="one two")]
     found = cut(given, tokenizer)  # [CLS] one two [SEP] a b [SEP]
-    start, end = logits(found, start={(0, 1): 9, (0, 3): 9, (0, 6): 9, (0, 5): 2, (0, 0): 9},
-                        end={(0, 2): 9, (0, 6): 9, (0, 4): 8, (0, 5): 1, (0, 0): 9})
+    start, end = logits(
+        found,
+        start={(0, 1): 9, (0, 3): 9, (0, 6): 9, (0, 5): 2, (0, 0): 9},
+        end={(0, 2): 9, (0, 6): 9, (0, 4): 8, (0, 5): 1, (0, 0): 9},
+    )
     texts = [entry["text"] for entry in best_answers(given, found, start, end)[1]["q1"]]
     assert texts == ["a", "b", "a b"]
 
 
 def test_starts_only_in_their_best_window(tokenizer):
     given = [example(" ".join(LETTERS[:26]))]
-    found = cut(given, tokenizer, length=15, stride=6)  # 12 tokens a window: 0-11, 6-17, 12-23, 18-25
-    start, end = logits(found, start={(0, 2 + 11): 9}, end={(0, 2 + 11): 9})  # token 11, best in the second window
+    found = cut(
+        given, tokenizer, length=15, stride=6
+    )  # 12 tokens a window: 0-11, 6-17, 12-23, 18-25
+    start, end = logits(
+        found, start={(0, 2 + 11): 9}, end={(0, 2 + 11): 9}
+    )  # token 11, best in the second window
     assert best_answers(given, found, start, end)[0]["q1"] != "l"
-    start, end = logits(found, start={(1, 2 + 5): 9}, end={(1, 2 + 11): 9})  # the end may be anywhere
+    start, end = logits(
+        found, start={(1, 2 + 5): 9}, end={(1, 2 + 11): 9}
+    )  # the end may be anywhere
     assert best_answers(given, found, start, end)[0]["q1"] == "l m n o p q r"
 
 
@@ -140,10 +190,15 @@ def test_windows_compete_and_their_scores_are_kept(tokenizer):
     given = [example("a b"), example(" ".join(LETTERS[:26]), name="q2")]
     found = cut(given, tokenizer, length=15, stride=6)
     assert found.example.tolist() == [0, 1, 1, 1, 1]
-    start, end = logits(found, start={(1, 2): 5, (4, 9): 6, (0, 3): 1}, end={(1, 2): 5, (4, 9): 6, (0, 3): 1})
+    start, end = logits(
+        found, start={(1, 2): 5, (4, 9): 6, (0, 3): 1}, end={(1, 2): 5, (4, 9): 6, (0, 3): 1}
+    )
     predictions, nbest, _ = best_answers(given, found, start, end)
     assert predictions == {"q1": "b", "q2": "z"}
-    assert [(e["text"], e["start_logit"], e["end_logit"]) for e in nbest["q2"]][:2] == [("z", 6, 6), ("a", 5, 5)]
+    assert [(e["text"], e["start_logit"], e["end_logit"]) for e in nbest["q2"]][:2] == [
+        ("z", 6, 6),
+        ("a", 5, 5),
+    ]
 
 
 def test_n_best_is_of_different_texts_with_probabilities(tokenizer):
@@ -153,7 +208,9 @@ def test_n_best_is_of_different_texts_with_probabilities(tokenizer):
     entries = best_answers(given, found, start, end)[1]["q1"]
     assert [entry["text"] for entry in entries] == ["a", "a b a", "a b", "b a", "b"]
     scores = np.array([6, 5, 3, 2, 0])
-    assert [entry["probability"] for entry in entries] == pytest.approx(np.exp(scores) / np.exp(scores).sum())
+    assert [entry["probability"] for entry in entries] == pytest.approx(
+        np.exp(scores) / np.exp(scores).sum()
+    )
     two = best_answers(given, found, start, end, n_best_size=2)[1]["q1"]
     assert [entry["text"] for entry in two] == ["a", "a b a"]
 
@@ -163,7 +220,11 @@ def test_ties_go_to_the_earlier_token(tokenizer):
     found = cut(given, tokenizer)
     start, end = logits(found)
     start[0, 2:6], end[0, 2:6] = 1, 1
-    assert [e["text"] for e in best_answers(given, found, start, end, n_best_size=3)[1]["q1"]] == ["a", "a b", "a b c"]
+    assert [e["text"] for e in best_answers(given, found, start, end, n_best_size=3)[1]["q1"]] == [
+        "a",
+        "a b",
+        "a b c",
+    ]
 
 
 def test_rows_may_be_ragged_or_padded_but_padding_competes(tokenizer):
@@ -174,7 +235,7 @@ def test_rows_may_be_ragged_or_padded_but_padding_competes(tokenizer):
     padded = [np.full((2, 9), -np.inf) for _ in range(2)]
     for rows, array in zip(ragged, padded, strict=True):
         for window, row in enumerate(rows):
-            array[window, :len(row)] = row
+            array[window, : len(row)] = row
     expected = best_answers(given, found, *ragged)
     assert best_answers(given, found, *padded) == expected
     for array in padded:
@@ -190,14 +251,19 @@ def test_question_without_windows_has_the_answer_empty(tokenizer):
     found = cut(given, tokenizer)
     predictions, nbest, _ = best_answers(given, found, *logits(found))
     assert predictions == {"q1": "empty", "q2": "a"}
-    assert nbest["q1"] == [{"text": "empty", "probability": 1.0, "start_logit": 0.0, "end_logit": 0.0}]
+    assert nbest["q1"] == [
+        {"text": "empty", "probability": 1.0, "start_logit": 0.0, "end_logit": 0.0}
+    ]
 
 
 def test_verbose_names_widened_and_missing_answers(tokenizer, capsys):
     one_answer("gogos", 4, 4, tokenizer)
     assert capsys.readouterr().err == ""
     one_answer("gogos", 4, 4, tokenizer, n_best_size=1, verbose=True)
-    assert capsys.readouterr().err == "question 'q1': a span that starts inside a word was widened to 'gogos'\n"
+    assert (
+        capsys.readouterr().err
+        == "question 'q1': a span that starts inside a word was widened to 'gogos'\n"
+    )
     best_answers([example("")], cut([example("")], tokenizer), [], [], verbose=True)
     assert capsys.readouterr().err == "question 'q1': no valid answer span\n"
 
@@ -205,14 +271,24 @@ def test_verbose_names_widened_and_missing_answers(tokenizer, capsys):
 # ---- SQuAD 2.0
 
 
-@pytest.mark.parametrize("null, threshold, answer", [
-    (3.0, 0.0, "b"), (3.0, -2.5, ""), (5.0, 0.0, ""), (5.0, 2.0, "b"), (5.0, 1.9, ""), (4.0, 0.0, "b"),
-])
+@pytest.mark.parametrize(
+    "null, threshold, answer",
+    [
+        (3.0, 0.0, "b"),
+        (3.0, -2.5, ""),
+        (5.0, 0.0, ""),
+        (5.0, 2.0, "b"),
+        (5.0, 1.9, ""),
+        (4.0, 0.0, "b"),
+    ],
+)
 def test_no_answer_where_it_is_ahead_by_more_than_the_threshold(tokenizer, null, threshold, answer):
     given = [example("a b")]
     found = cut(given, tokenizer)
     start, end = logits(found, start={(0, 0): null, (0, 3): 4}, end={(0, 0): null, (0, 3): 4})
-    predictions, nbest, odds = best_answers(given, found, start, end, v2=True, null_score_diff_threshold=threshold)
+    predictions, nbest, odds = best_answers(
+        given, found, start, end, v2=True, null_score_diff_threshold=threshold
+    )
     assert odds == {"q1": 2 * null - 8}
     assert predictions == {"q1": answer}
     assert [entry["text"] for entry in nbest["q1"]][:2] == (["", "b"] if null > 4 else ["b", ""])
@@ -221,11 +297,16 @@ def test_no_answer_where_it_is_ahead_by_more_than_the_threshold(tokenizer, null,
 def test_null_score_is_that_of_the_window_surest_of_an_answer(tokenizer):
     given = [example(" ".join(LETTERS[:26]))]
     found = cut(given, tokenizer, length=15, stride=6)
-    start, end = logits(found, start={(0, 0): 7, (1, 0): 1, (2, 0): 9, (3, 0): 9, (3, 9): 4},
-                        end={(0, 0): 7, (1, 0): 2, (2, 0): 9, (3, 0): 9, (3, 9): 4})
+    start, end = logits(
+        found,
+        start={(0, 0): 7, (1, 0): 1, (2, 0): 9, (3, 0): 9, (3, 9): 4},
+        end={(0, 0): 7, (1, 0): 2, (2, 0): 9, (3, 0): 9, (3, 9): 4},
+    )
     predictions, nbest, odds = best_answers(given, found, start, end, v2=True)
     assert (predictions["q1"], odds["q1"]) == ("z", 3 - 8)
-    nulls = [(entry["start_logit"], entry["end_logit"]) for entry in nbest["q1"] if entry["text"] == ""]
+    nulls = [
+        (entry["start_logit"], entry["end_logit"]) for entry in nbest["q1"] if entry["text"] == ""
+    ]
     assert nulls == [(1, 2)]
 
 
@@ -234,7 +315,10 @@ def test_no_answer_is_on_the_list_whatever_its_length(tokenizer):
     found = cut(given, tokenizer)
     start, end = logits(found, start={(0, 0): 1, (0, 3): 4}, end={(0, 0): 2, (0, 3): 4})
     entries = best_answers(given, found, start, end, n_best_size=1, v2=True)[1]["q1"]
-    assert [(e["text"], e["start_logit"], e["end_logit"]) for e in entries] == [("b", 4, 4), ("", 1, 2)]
+    assert [(e["text"], e["start_logit"], e["end_logit"]) for e in entries] == [
+        ("b", 4, 4),
+        ("", 1, 2),
+    ]
 
 
 def test_v2_always_has_a_text_and_no_answer_in_the_list(tokenizer):
@@ -242,25 +326,34 @@ def test_v2_always_has_a_text_and_no_answer_in_the_list(tokenizer):
     found = cut(given, tokenizer)
     start, end = logits(found, start={(0, 0): 5}, end={(0, 0): 5})
     predictions, nbest, odds = best_answers(given, found, start, end, n_best_size=1, v2=True)
-    assert predictions == {"q1": "", "q2": ""}  # nothing valid among the one best, and no window at all
-    assert [[entry["text"] for entry in nbest[name]] for name in ("q1", "q2")] == [["empty", ""], ["empty", ""]]
+    assert predictions == {
+        "q1": "",
+        "q2": "",
+    }  # nothing valid among the one best, and no window at all
+    assert [[entry["text"] for entry in nbest[name]] for name in ("q1", "q2")] == [
+        ["empty", ""],
+        ["empty", ""],
+    ]
     assert odds == {"q1": 10.0, "q2": 1e6}
 
 
 # ---- scores
 
 
-@pytest.mark.parametrize("gold, found, exact, f1", [
-    ("Denver Broncos", "the  Denver-Broncos!", 0, 0),  # the hyphen goes without leaving a space
-    ("Denver Broncos", " A denver, BRONCOS.", 100, 100),
-    ("a man of the people", "man of an people", 100, 100),
-    ("theatre", "atre", 0, 0),
-    ("one two three", "two three four", 0, 100 * 2 / 3),
-    ("one one two", "one two", 0, 80),
-    ("one", "", 0, 0),
-    ("“one”", "one", 0, 0),  # only ASCII punctuation goes
-    ("one\u00a0two", "one two", 100, 100),
-])
+@pytest.mark.parametrize(
+    "gold, found, exact, f1",
+    [
+        ("Denver Broncos", "the  Denver-Broncos!", 0, 0),  # the hyphen goes without leaving a space
+        ("Denver Broncos", " A denver, BRONCOS.", 100, 100),
+        ("a man of the people", "man of an people", 100, 100),
+        ("theatre", "atre", 0, 0),
+        ("one two three", "two three four", 0, 100 * 2 / 3),
+        ("one one two", "one two", 0, 80),
+        ("one", "", 0, 0),
+        ("“one”", "one", 0, 0),  # only ASCII punctuation goes
+        ("one\u00a0two", "one two", 100, 100),
+    ],
+)
 def test_scores_by_the_official_rules(gold, found, exact, f1):
     for v2 in (False, True):
         scores = squad_metrics([example(gold, gold)], {"q1": found}, v2=v2)
@@ -268,7 +361,9 @@ def test_scores_by_the_official_rules(gold, found, exact, f1):
 
 
 def test_the_best_of_several_golds_counts():
-    scores = squad_metrics([example("one two three", "one two three", "one two")], {"q1": "one two"})
+    scores = squad_metrics(
+        [example("one two three", "one two three", "one two")], {"q1": "one two"}
+    )
     assert (scores["exact"], scores["f1"]) == (100, 100)
 
 
@@ -282,7 +377,11 @@ def test_v1_and_v2_differ_where_a_gold_is_only_punctuation_or_articles():
 
 
 def test_unanswered_questions_are_wrong_and_counted(capsys):
-    given = [example("one", "one"), example("two", "two", name="q2"), example("a", "a b", name="q3")]
+    given = [
+        example("one", "one"),
+        example("two", "two", name="q2"),
+        example("a", "a b", name="q3"),
+    ]
     scores = squad_metrics(given, {"q2": "two", "other": "x"})
     assert (scores["exact"], scores["total"]) == (pytest.approx(100 / 3), 3)
     message = capsys.readouterr().err
@@ -292,13 +391,33 @@ def test_unanswered_questions_are_wrong_and_counted(capsys):
 
 
 def test_v2_scores_by_kind_of_question():
-    given = [example("one", "one"), example("two", "two", name="q2"), example("x", name="q3"), example("x", name="q4")]
+    given = [
+        example("one", "one"),
+        example("two", "two", name="q2"),
+        example("x", name="q3"),
+        example("x", name="q4"),
+    ]
     found = {"q1": "one", "q2": "", "q3": "", "q4": "x"}
     scores = squad_metrics(given, found, v2=True)
-    assert [scores[key] for key in ("exact", "HasAns_exact", "NoAns_exact", "NoAns_f1")] == [50, 50, 50, 50]
+    assert [scores[key] for key in ("exact", "HasAns_exact", "NoAns_exact", "NoAns_f1")] == [
+        50,
+        50,
+        50,
+        50,
+    ]
     assert [scores[key] for key in ("total", "HasAns_total", "NoAns_total")] == [4, 2, 2]
-    assert squad_metrics(given, found, True, {"q1": -1, "q2": 0, "q3": 0, "q4": 3}, threshold=2)["exact"] == 75
-    assert squad_metrics(given, found, True, {"q1": -1, "q2": 0, "q3": 0, "q4": 3}, threshold=-2)["exact"] == 50
+    assert (
+        squad_metrics(given, found, True, {"q1": -1, "q2": 0, "q3": 0, "q4": 3}, threshold=2)[
+            "exact"
+        ]
+        == 75
+    )
+    assert (
+        squad_metrics(given, found, True, {"q1": -1, "q2": 0, "q3": 0, "q4": 3}, threshold=-2)[
+            "exact"
+        ]
+        == 50
+    )
 
 
 def test_best_threshold_is_the_best_of_all():
@@ -308,9 +427,14 @@ def test_best_threshold_is_the_best_of_all():
     odds = {e.id: float(rng.normal() + 2 * e.is_impossible) for e in given}
     scores = squad_metrics(given, found, True, odds)
     for name in ("exact", "f1"):
-        each = [squad_metrics(given, found, True, odds, threshold)[name] for threshold in [-9.0, *odds.values()]]
+        each = [
+            squad_metrics(given, found, True, odds, threshold)[name]
+            for threshold in [-9.0, *odds.values()]
+        ]
         assert scores[f"best_{name}"] == pytest.approx(max(each))
-        assert squad_metrics(given, found, True, odds, scores[f"best_{name}_thresh"])[name] == pytest.approx(max(each))
+        assert squad_metrics(given, found, True, odds, scores[f"best_{name}_thresh"])[
+            name
+        ] == pytest.approx(max(each))
         assert scores[f"best_{name}"] > scores[name]
 
 
@@ -334,13 +458,28 @@ def test_v1_scores_agree_with_torchmetrics(real):
     rng = np.random.default_rng(2)
     given = real[::40]
     found = {}
-    for e in given:  # a gold answer with some words dropped or doubled, some put before it and behind it
+    for e in (
+        given
+    ):  # a gold answer with some words dropped or doubled, some put before it and behind it
         words = e.answers[rng.integers(len(e.answers))][0].split()
-        words = [w for w in words for _ in range(rng.choice(3, p=[0.2, 0.7, 0.1]))] or ["the", "one"]
-        found[e.id] = " ".join(["The", *words, "of,"][rng.integers(2):len(words) + 1 + rng.integers(2)])
+        words = [w for w in words for _ in range(rng.choice(3, p=[0.2, 0.7, 0.1]))] or [
+            "the",
+            "one",
+        ]
+        found[e.id] = " ".join(
+            ["The", *words, "of,"][rng.integers(2) : len(words) + 1 + rng.integers(2)]
+        )
     metric = text.SQuAD()
-    target = [{"id": e.id, "answers": {"text": [t for t, _ in e.answers], "answer_start": [s for _, s in e.answers]}}
-              for e in given]
+    target = [
+        {
+            "id": e.id,
+            "answers": {
+                "text": [t for t, _ in e.answers],
+                "answer_start": [s for _, s in e.answers],
+            },
+        }
+        for e in given
+    ]
     metric.update([{"id": name, "prediction_text": text} for name, text in found.items()], target)
     theirs, ours = metric.compute(), squad_metrics(given, found)
     assert ours["exact"] == pytest.approx(float(theirs["exact_match"]), abs=1e-3)
@@ -352,7 +491,10 @@ def test_v1_scores_agree_with_torchmetrics(real):
 
 
 def test_files_are_named_as_the_released_code_names_them(tmp_path):
-    predictions, nbest = {"q1": "é"}, {"q1": [{"text": "é", "probability": 1.0, "start_logit": 0.5, "end_logit": 1.5}]}
+    predictions, nbest = (
+        {"q1": "é"},
+        {"q1": [{"text": "é", "probability": 1.0, "start_logit": 0.5, "end_logit": 1.5}]},
+    )
     write_predictions(tmp_path, "", predictions, nbest)
     assert json.loads((tmp_path / "predictions_.json").read_text(encoding="utf-8")) == predictions
     assert json.loads((tmp_path / "nbest_predictions_.json").read_text(encoding="utf-8")) == nbest

@@ -18,7 +18,18 @@ from utils.squad_data import WORD, load, windows
 from utils.squad_json import SquadExample, read_squad
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
-VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *("##" + c for c in LETTERS), *".,-()?", "one", "two"]
+VOCAB = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *LETTERS,
+    *("##" + c for c in LETTERS),
+    *".,-()?",
+    "one",
+    "two",
+]
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +40,19 @@ def tokenizer():
 
 def document(context="One two, three.", qas=None, version="1.1"):
     qas = [question()] if qas is None else qas
-    return {"version": version, "data": [{"title": "t", "paragraphs": [{"context": context, "qas": qas}]}]}
+    return {
+        "version": version,
+        "data": [{"title": "t", "paragraphs": [{"context": context, "qas": qas}]}],
+    }
 
 
 def question(name="q1", text="Which?", answers=(("two", 4),), **more):
-    return {"id": name, "question": text, **more,
-            "answers": [{"text": answer, "answer_start": start} for answer, start in answers]}
+    return {
+        "id": name,
+        "question": text,
+        **more,
+        "answers": [{"text": answer, "answer_start": start} for answer, start in answers],
+    }
 
 
 def written(folder, content):
@@ -56,7 +74,7 @@ def pieces(tokenizer, found, window):
 
 
 def answer_pieces(tokenizer, found, window=0):
-    return pieces(tokenizer, found, window)[found.start[window]:found.end[window] + 1]
+    return pieces(tokenizer, found, window)[found.start[window] : found.end[window] + 1]
 
 
 def covered(found, context):
@@ -70,7 +88,9 @@ def covered(found, context):
 @pytest.fixture(scope="module", params=["dev", "train"])
 def both(request, golden):
     """(examples, our windows, the released code's features) of a golden file."""
-    reference = json.loads((golden / "squad" / f"features_{request.param}_64_24_16.json").read_text())
+    reference = json.loads(
+        (golden / "squad" / f"features_{request.param}_64_24_16.json").read_text()
+    )
     tokenizer = BertTokenizer.from_pretrained(golden / "assets" / "model")
     examples = read_squad(golden / "assets" / "squad" / f"{request.param}-v1.1.json", v2=False)
     ours = windows(examples, tokenizer, 64, 24, 16, training=request.param == "train")
@@ -82,8 +102,8 @@ def test_golden_tokens(both):
     _, ours, features = both
     for window, feature in enumerate(features):
         ids, types = ours.rows[window]
-        assert ids.tolist() == feature["input_ids"][:sum(feature["attention_mask"])]
-        assert types.tolist() == feature["token_type_ids"][:len(ids)]
+        assert ids.tolist() == feature["input_ids"][: sum(feature["attention_mask"])]
+        assert types.tolist() == feature["token_type_ids"][: len(ids)]
 
 
 def test_golden_questions_and_positions(both):
@@ -96,7 +116,7 @@ def test_golden_questions_and_positions(both):
 def test_golden_maximum_context(both):
     _, ours, features = both
     for window, feature in enumerate(features):
-        flags = ours.max_context[ours.rows.starts[window]:ours.rows.starts[window + 1]]
+        flags = ours.max_context[ours.rows.starts[window] : ours.rows.starts[window + 1]]
         expected = feature["token_is_max_context"]
         assert flags.tolist() == [expected.get(str(token), False) for token in range(len(flags))]
 
@@ -106,17 +126,25 @@ def test_golden_words_of_the_tokens(both):
     for window, feature in enumerate(features):
         words = [word.start() for word in WORD.finditer(examples[ours.example[window]].context)]
         first, stop = int(ours.first[window]), int(ours.rows.lengths()[window]) - 1
-        chars = ours.char_start[ours.base[window]:ours.base[window] + stop - first]
+        chars = ours.char_start[ours.base[window] : ours.base[window] + stop - first]
         ours_map = {str(first + i): bisect_right(words, char) - 1 for i, char in enumerate(chars)}
         assert ours_map == feature["token_to_orig_map"]
 
 
 def test_golden_examples(golden):
     ours = read_squad(golden / "assets" / "squad" / "dev-v1.1.json", v2=False)
-    for example, reference in zip(ours, json.loads((golden / "squad" / "examples_dev.json").read_text()), strict=True):
+    for example, reference in zip(
+        ours, json.loads((golden / "squad" / "examples_dev.json").read_text()), strict=True
+    ):
         assert (example.id, example.question, example.context, example.is_impossible) == (
-            reference["qas_id"], reference["question_text"], reference["context_text"], reference["is_impossible"])
-        assert list(example.answers) == [(a["text"], a["answer_start"]) for a in reference["answers"]]
+            reference["qas_id"],
+            reference["question_text"],
+            reference["context_text"],
+            reference["is_impossible"],
+        )
+        assert list(example.answers) == [
+            (a["text"], a["answer_start"]) for a in reference["answers"]
+        ]
 
 
 # ---- real text
@@ -136,13 +164,18 @@ def real(real_data, tmp_path_factory):
 
 def test_real_contexts_tokenize_as_their_words_alone(real):
     examples, found, tokenizer = real
-    words = [[word.group() for word in WORD.finditer(context)] for context in {e.context: 0 for e in examples}]
-    alone = tokenizer([word for context in words for word in context], add_special_tokens=False)["input_ids"]
+    words = [
+        [word.group() for word in WORD.finditer(context)]
+        for context in {e.context: 0 for e in examples}
+    ]
+    alone = tokenizer([word for context in words for word in context], add_special_tokens=False)[
+        "input_ids"
+    ]
     whole = {int(base): i for i, base in enumerate(found.base)}
     ids = np.zeros(len(found.char_start), dtype=int)
     for base, window in whole.items():
-        piece = found.rows[window][0][found.first[window]:-1]
-        ids[base:base + len(piece)] = piece
+        piece = found.rows[window][0][found.first[window] : -1]
+        ids[base : base + len(piece)] = piece
     assert ids.tolist() == [number for word in alone for number in word]
 
 
@@ -150,9 +183,11 @@ def test_real_offsets_show_the_tokens(real):
     examples, found, tokenizer = real
     for window in range(0, len(found), 7):
         context = examples[found.example[window]].context
-        for token, piece in enumerate(pieces(tokenizer, found, window)[found.first[window]:-1]):
+        for token, piece in enumerate(pieces(tokenizer, found, window)[found.first[window] : -1]):
             at = found.base[window] + token
-            text = unicodedata.normalize("NFD", context[found.char_start[at]:found.char_end[at]].lower())
+            text = unicodedata.normalize(
+                "NFD", context[found.char_start[at] : found.char_end[at]].lower()
+            )
             bare = "".join(c for c in text if unicodedata.category(c) != "Mn")
             assert piece == "[UNK]" or piece.removeprefix("##") == bare
             assert found.inside_word[at] == piece.startswith("##")
@@ -182,12 +217,14 @@ def test_windows_step_by_doc_stride_and_cover_every_token_once_best(tokenizer):
     found = cut([example(context, ("a", 0), text="one two")], tokenizer, length=30, stride=7)
     room = 30 - 3 - 2
     assert found.base.tolist() == list(range(0, 100 - room + 7, 7))
-    assert found.rows.lengths().tolist() == [30] * (len(found) - 1) + [5 + 100 - int(found.base[-1])]
+    assert found.rows.lengths().tolist() == [30] * (len(found) - 1) + [
+        5 + 100 - int(found.base[-1])
+    ]
     best = np.zeros(100, dtype=int)
     for window in range(len(found)):
-        flags = found.max_context[found.rows.starts[window]:found.rows.starts[window + 1]]
-        assert not flags[:found.first[window]].any() and not flags[-1]
-        best[found.base[window]:found.base[window] + flags[4:-1].size] += flags[4:-1]
+        flags = found.max_context[found.rows.starts[window] : found.rows.starts[window + 1]]
+        assert not flags[: found.first[window]].any() and not flags[-1]
+        best[found.base[window] : found.base[window] + flags[4:-1].size] += flags[4:-1]
     assert best.tolist() == [1] * 100
 
 
@@ -201,7 +238,9 @@ def test_wider_windows_win_a_little_of_the_overlap(tokenizer):
 
 @pytest.mark.parametrize("tokens, expected", [(25, 1), (26, 2), (32, 2), (33, 3)])
 def test_a_window_more_only_where_text_is_left(tokenizer, tokens, expected):
-    found = cut([example(" ".join("a" * tokens), ("a", 0), text="one two")], tokenizer, length=30, stride=7)
+    found = cut(
+        [example(" ".join("a" * tokens), ("a", 0), text="one two")], tokenizer, length=30, stride=7
+    )
     assert len(found) == expected
 
 
@@ -230,8 +269,17 @@ def test_long_question_is_cut(tokenizer):
 def test_unicode_spaces_and_control_characters(tokenizer):
     context = "one\u202ftwo\u00a0a\u2003b\tc\r\nd\x00e\u200b\ufffdf\u2028g"
     found = cut([example(context, ("e", context.index("e\u200b")))], tokenizer)
-    assert pieces(tokenizer, found, 0)[found.first[0]:-1] == [
-        "one", "two", "a", "b", "c", "d", "##e", "##f", "g"]
+    assert pieces(tokenizer, found, 0)[found.first[0] : -1] == [
+        "one",
+        "two",
+        "a",
+        "b",
+        "c",
+        "d",
+        "##e",
+        "##f",
+        "g",
+    ]
     assert covered(found, context) == ["one", "two", "a", "b", "c", "d", "e", "f", "g"]
     assert answer_pieces(tokenizer, found) == ["d", "##e", "##f", "g"]  # one word for the 2020 code
 
@@ -243,22 +291,25 @@ def test_accents_composed_and_decomposed_belong_to_their_letter(tokenizer):
     assert answer_pieces(tokenizer, found) == ["x", "##e"]
 
 
-@pytest.mark.parametrize("context, answer, at, expected", [
-    ("in (1895-1943).", "1895", 4, "1 ##8 ##9 ##5"),  # punctuation around it falls away
-    ("the 1990s boom", "1990", 4, "1 ##9 ##9 ##0"),  # a beginning of a word
-    ("the 1990s boom", "990", 5, "1 ##9 ##9 ##0 ##s"),  # no beginning: all of the word
-    ("the 1990s boom", "990s ", 5, "1 ##9 ##9 ##0 ##s"),  # and none of the next one
-    ("one\u202f1990s", "990s", 5, "1 ##9 ##9 ##0 ##s"),
-    ("one-two one", "two", 4, "two"),
-    ("one two one two", "one two", 8, "one two"),  # its place decides, not its first occurrence
-    ("one  two", "one two", 0, "one two"),  # spaces are not compared
-    (" one", " one", 0, None),  # it starts before the first word
-    ("one two", "one three", 0, None),
-    ("one two", "two", 0, None),
-    ("one two", "", 0, None),
-    ("one\u00a0two", "one\u00a0two", 0, None),  # the 2020 code leaves it out, too
-    ("one \x07 two", "\x07", 4, None),  # nothing of it is left
-])
+@pytest.mark.parametrize(
+    "context, answer, at, expected",
+    [
+        ("in (1895-1943).", "1895", 4, "1 ##8 ##9 ##5"),  # punctuation around it falls away
+        ("the 1990s boom", "1990", 4, "1 ##9 ##9 ##0"),  # a beginning of a word
+        ("the 1990s boom", "990", 5, "1 ##9 ##9 ##0 ##s"),  # no beginning: all of the word
+        ("the 1990s boom", "990s ", 5, "1 ##9 ##9 ##0 ##s"),  # and none of the next one
+        ("one\u202f1990s", "990s", 5, "1 ##9 ##9 ##0 ##s"),
+        ("one-two one", "two", 4, "two"),
+        ("one two one two", "one two", 8, "one two"),  # its place decides, not its first occurrence
+        ("one  two", "one two", 0, "one two"),  # spaces are not compared
+        (" one", " one", 0, None),  # it starts before the first word
+        ("one two", "one three", 0, None),
+        ("one two", "two", 0, None),
+        ("one two", "", 0, None),
+        ("one\u00a0two", "one\u00a0two", 0, None),  # the 2020 code leaves it out, too
+        ("one \x07 two", "\x07", 4, None),  # nothing of it is left
+    ],
+)
 def test_answer_positions(tokenizer, context, answer, at, expected):
     found = cut([example(context, (answer, at))], tokenizer)
     if expected is None:
@@ -288,27 +339,37 @@ def test_contexts_without_tokens_have_no_windows(tokenizer):
 
 def test_special_tokens_in_the_text_stay_whole(tokenizer):
     found = cut([example("one [SEP] two[MASK]")], tokenizer)
-    assert pieces(tokenizer, found, 0)[found.first[0]:-1] == ["one", "[SEP]", "two", "[MASK]"]
+    assert pieces(tokenizer, found, 0)[found.first[0] : -1] == ["one", "[SEP]", "two", "[MASK]"]
     assert found.first[0] == 2 + len(tokenizer.tokenize("Which?"))
 
 
 def test_a_shared_context_is_kept_once(tokenizer):
-    found = cut([example("one two", ("two", 4)), example("one two", ("one", 0), name="q2")], tokenizer)
+    found = cut(
+        [example("one two", ("two", 4)), example("one two", ("one", 0), name="q2")], tokenizer
+    )
     assert len(found.char_start) == 2
     assert found.base.tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("length, stride, query, flag", [
-    (20, 15, 16, "--doc_stride 15: must be smaller than the 15"),
-    (20, 400, 16, "--doc_stride 400"),
-    (20, 0, 16, "--doc_stride 0"),
-    (4, 1, 16, "smaller than the 0"),
-    (20, 5, 0, "--max_query_length 0"),
-])
+@pytest.mark.parametrize(
+    "length, stride, query, flag",
+    [
+        (20, 15, 16, "--doc_stride 15: must be smaller than the 15"),
+        (20, 400, 16, "--doc_stride 400"),
+        (20, 0, 16, "--doc_stride 0"),
+        (4, 1, 16, "smaller than the 0"),
+        (20, 5, 0, "--max_query_length 0"),
+    ],
+)
 def test_settings_that_leave_no_room(tokenizer, length, stride, query, flag):
     with pytest.raises(UserError, match=flag):
-        cut([example("one", name="short", text=""), example("one", text="one two")], tokenizer, length=length,
-            stride=stride, query=query)
+        cut(
+            [example("one", name="short", text=""), example("one", text="one two")],
+            tokenizer,
+            length=length,
+            stride=stride,
+            query=query,
+        )
 
 
 def test_the_largest_stride_that_fits(tokenizer):
@@ -320,15 +381,26 @@ def test_the_largest_stride_that_fits(tokenizer):
 
 
 def test_reads_a_v2_file(tmp_path):
-    qas = [question(), question("q2", answers=(), is_impossible=True), question("q3", is_impossible=True)]
+    qas = [
+        question(),
+        question("q2", answers=(), is_impossible=True),
+        question("q3", is_impossible=True),
+    ]
     examples = read_squad(written(tmp_path, document(qas=qas, version="v2.0")), v2=True)
-    assert [(e.is_impossible, e.answers) for e in examples] == [(False, (("two", 4),)), (True, ()), (True, ())]
+    assert [(e.is_impossible, e.answers) for e in examples] == [
+        (False, (("two", 4),)),
+        (True, ()),
+        (True, ()),
+    ]
 
 
 def test_reads_a_byte_order_mark_and_a_v1_file_with_the_v2_flag(tmp_path):
     path = written(tmp_path, b"\xef\xbb\xbf" + json.dumps(document()).encode())
-    assert read_squad(path, v2=False) == read_squad(path, v2=True) == [
-        SquadExample("q1", "Which?", "One two, three.", (("two", 4),), False)]
+    assert (
+        read_squad(path, v2=False)
+        == read_squad(path, v2=True)
+        == [SquadExample("q1", "Which?", "One two, three.", (("two", 4),), False)]
+    )
 
 
 BAD = {
@@ -345,19 +417,34 @@ BAD = {
     "no context": ({"data": [{"paragraphs": [{"qas": []}]}]}, "paragraph 1: has no 'context'"),
     "no qas": ({"data": [{"paragraphs": [{"context": ""}]}]}, "paragraph 1: has no 'qas'"),
     "question of another kind": (document(qas=["q"]), "question 1: has no 'id'"),
-    "no id": (document(qas=[question(), {"question": "?", "answers": []}]), "question 2: has no 'id'"),
+    "no id": (
+        document(qas=[question(), {"question": "?", "answers": []}]),
+        "question 2: has no 'id'",
+    ),
     "id of another kind": (document(qas=[question(7)]), "'id' is int"),
     "no question text": (document(qas=[{"id": "q", "answers": []}]), "'q'.*no 'question'"),
     "no answers": (document(qas=[{"id": "q", "question": "?"}]), "'q'.*no 'answers'"),
     "empty answers": (document(qas=[question(answers=())]), "'q1'.*'answers' is empty"),
-    "answer without start": (document(qas=[{"id": "q", "question": "?", "answers": [{"text": "a"}]}]), "answer_start"),
-    "start is a truth value": (document(qas=[question(answers=[("One", False)])]), "'answer_start' is bool"),
-    "start behind the context": (document(qas=[question(answers=[("x", 15)])]), "'q1'.*answer_start 15.*15 char"),
+    "answer without start": (
+        document(qas=[{"id": "q", "question": "?", "answers": [{"text": "a"}]}]),
+        "answer_start",
+    ),
+    "start is a truth value": (
+        document(qas=[question(answers=[("One", False)])]),
+        "'answer_start' is bool",
+    ),
+    "start behind the context": (
+        document(qas=[question(answers=[("x", 15)])]),
+        "'q1'.*answer_start 15.*15 char",
+    ),
     "negative start": (document(qas=[question(answers=[("x", -1)])]), "answer_start -1"),
     "answer in no context": (document(context=""), "outside its context of 0"),
     "one id twice": (document(qas=[question(), question("q2"), question()]), "two questions.*'q1'"),
     "v2 by version": (document(version="v2.0"), "--version_2_with_negative"),
-    "v2 by question": (document(qas=[question("q9", is_impossible=True)]), "'q9'.*--version_2_with_negative"),
+    "v2 by question": (
+        document(qas=[question("q9", is_impossible=True)]),
+        "'q9'.*--version_2_with_negative",
+    ),
     "impossible in words": (document(qas=[question(is_impossible="no")]), "'is_impossible' is str"),
     "half a character": (document(context="One two \ud800"), "surrogate"),
 }
@@ -377,10 +464,25 @@ def test_missing_file_and_folder_are_refused(tmp_path):
             read_squad(path, v2=False)
 
 
-_KEYS = st.sampled_from(["data", "paragraphs", "context", "qas", "id", "question", "answers", "text", "answer_start",
-                         "is_impossible", "version"])
+_KEYS = st.sampled_from(
+    [
+        "data",
+        "paragraphs",
+        "context",
+        "qas",
+        "id",
+        "question",
+        "answers",
+        "text",
+        "answer_start",
+        "is_impossible",
+        "version",
+    ]
+)
 _LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-2, 9), st.floats(), st.text(max_size=8))
-_JSON = st.recursive(_LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=4))
+_JSON = st.recursive(
+    _LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=4)
+)
 
 
 @st.composite
@@ -406,7 +508,9 @@ def test_any_content_is_read_or_refused(tmp_path_factory, content, v2):
     except UserError as error:
         assert str(error).startswith(str(path))
     else:
-        assert examples and all(isinstance(e.context, str) and (e.answers or e.is_impossible) for e in examples)
+        assert examples and all(
+            isinstance(e.context, str) and (e.answers or e.is_impossible) for e in examples
+        )
 
 
 # ---- caches
@@ -444,11 +548,18 @@ def test_cache_gives_the_same_windows(tmp_path, tokenizer, counted):
 def test_cache_knows_what_it_was_made_from(tmp_path, tokenizer, counted):
     path = written(tmp_path, document())
     loaded(path, tokenizer)
-    changes = [dict(training=False), dict(max_seq_length=33), dict(doc_stride=9), dict(max_query_length=7)]
+    changes = [
+        dict(training=False),
+        dict(max_seq_length=33),
+        dict(doc_stride=9),
+        dict(max_query_length=7),
+    ]
     for number, change in enumerate(changes, 2):
         loaded(path, tokenizer, **change)
         assert counted.count == number
-    loaded(path, BertTokenizer(vocab={piece: number for number, piece in enumerate(reversed(VOCAB))}))
+    loaded(
+        path, BertTokenizer(vocab={piece: number for number, piece in enumerate(reversed(VOCAB))})
+    )
     written(tmp_path, document("One two, four."))
     assert "u" in pieces(tokenizer, loaded(path, tokenizer)[1], 0)[-4]
     assert counted.count == 7
@@ -472,12 +583,25 @@ def test_cache_can_lie_elsewhere(tmp_path, tokenizer):
 
 
 def test_questions_left_out_are_counted_from_the_cache_too(tmp_path, tokenizer, capsys):
-    qas = [question(), question("odd", answers=[("two", 0)]), question("odd2", answers=[("four", 4)])]
+    qas = [
+        question(),
+        question("odd", answers=[("two", 0)]),
+        question("odd2", answers=[("four", 4)]),
+    ]
     path = written(tmp_path, document(qas=qas))
     for _ in range(2):
         examples, found = loaded(path, tokenizer)
-        assert len(examples) == 3 and found.example.tolist() == [0] and found.skipped.tolist() == [1, 2]
+        assert (
+            len(examples) == 3
+            and found.example.tolist() == [0]
+            and found.skipped.tolist() == [1, 2]
+        )
         message = capsys.readouterr().err
-        assert message.count("\n") == 1 and "2 of 3 questions" in message and "'odd'" in message and str(path) in message
+        assert (
+            message.count("\n") == 1
+            and "2 of 3 questions" in message
+            and "'odd'" in message
+            and str(path) in message
+        )
     loaded(path, tokenizer, training=False)
     assert capsys.readouterr().err == ""

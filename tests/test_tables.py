@@ -46,12 +46,22 @@ def stsb(tmp_path) -> Path:
     """STS-B over three seeds: dense, IMP at 50 %, rounds of IMP, all controls."""
     rows = trainings("sts-b", [88.0, 88.4, 88.8])
     rows += trainings("sts-b", [87.9, 88.1, 88.3], imp("sts-b", 0.5))
-    for sparsity, scores in ((0.4, [88.5, 88.6, 88.7]), (0.5, [1.0, 2.0, 3.0]), (0.6, [87.9, 88.0, 88.1]),
-                             (0.7, [80.0, 80.0, 80.0])):
+    for sparsity, scores in (
+        (0.4, [88.5, 88.6, 88.7]),
+        (0.5, [1.0, 2.0, 3.0]),
+        (0.6, [87.9, 88.0, 88.1]),
+        (0.7, [80.0, 80.0, 80.0]),
+    ):
         rows += trainings("sts-b", scores, imp("sts-b", sparsity), method="imp")
     rows += trainings("sts-b", [20.0, 22.0], imp(None, 0.5, method="random"))
     rows += trainings("sts-b", [9.0], imp("sts-b", 0.5), init="rand")
-    rows += trainings("sts-b", [18.0, 20.0], imp("sts-b", 0.5), init="layers", init_info={"mode": "layers", "seed": 1})
+    rows += trainings(
+        "sts-b",
+        [18.0, 20.0],
+        imp("sts-b", 0.5),
+        init="layers",
+        init_info={"mode": "layers", "seed": 1},
+    )
     rows += trainings("sts-b", [86.0, 87.0], lambda seed: OMP_INFO | {"sparsity": 0.5})
     write_rows(tmp_path / "sts-b" / "all", rows)
     return tmp_path
@@ -67,26 +77,47 @@ def test_table2_means_deviations_and_seeds(stsb):
     assert shown(table, "layers shuffled f(x, m_IMP, theta_0'')", "STS-B") == "19.0 ± 1.4 (2)"
     assert shown(table, "elements shuffled f(x, m_IMP, theta_0'')", "STS-B") == "-"
     assert shown(table, "one-shot f(x, m_OMP, theta_0)", "STS-B") == "86.5 ± 0.7 (2)"
-    assert {entries[1].show(1) for name, entries in table.rows if "f(x" in name} == {"-"}  # MNLI has no run
+    assert {entries[1].show(1) for name, entries in table.rows if "f(x" in name} == {
+        "-"
+    }  # MNLI has no run
     assert under(table, "full network f(x, theta_0)") == ["88.4 ± 0.3", "82.4 ± 0.5"]
     assert under(table, "elements shuffled f(x, m_IMP, theta_0'')") == ["19.6", "70.1"]
 
 
 def test_both_rules_are_printed_and_differ_where_they_should(stsb):
     table = tables.table2(results.read(stsb), layout("sts-b"))
-    assert shown(table, "IMP wins by the full network's deviation", "STS-B") == "yes"  # 88.1 >= 88.4 - 0.4
+    assert (
+        shown(table, "IMP wins by the full network's deviation", "STS-B") == "yes"
+    )  # 88.1 >= 88.4 - 0.4
     assert shown(table, "IMP wins by the ticket's deviation", "STS-B") == "no"  # 88.1 + 0.2 < 88.4
-    assert shown(table, "sparsest winning ticket, %, by the full network's deviation", "STS-B") == "60"  # 88.0, exactly
+    assert (
+        shown(table, "sparsest winning ticket, %, by the full network's deviation", "STS-B") == "60"
+    )  # 88.0, exactly
     assert shown(table, "sparsest winning ticket, %, by the ticket's deviation", "STS-B") == "40"
 
 
 def test_the_papers_own_tickets_under_both_rules():
     def failing(rule: str) -> list[str]:
-        cells = {t: (tables.paper_cell("imp", t), tables.paper_cell("full", t)) for t in paper.TASKS}
-        return [task for task, (ticket, full) in cells.items() if not tables.wins(ticket, full, rule)]
+        cells = {
+            t: (tables.paper_cell("imp", t), tables.paper_cell("full", t)) for t in paper.TASKS
+        }
+        return [
+            task for task, (ticket, full) in cells.items() if not tables.wins(ticket, full, rule)
+        ]
+
     assert failing("full") == ["mrpc", "sst-2", "cola", "mlm"]
     assert failing("ticket") == []
-    assert failing("strict") == ["qqp", "sts-b", "qnli", "mrpc", "rte", "sst-2", "cola", "squad", "mlm"]
+    assert failing("strict") == [
+        "qqp",
+        "sts-b",
+        "qnli",
+        "mrpc",
+        "rte",
+        "sst-2",
+        "cola",
+        "squad",
+        "mlm",
+    ]
 
 
 def test_a_tie_counts_though_floats_fall_short_of_it():
@@ -95,8 +126,14 @@ def test_a_tie_counts_though_floats_fall_short_of_it():
 
 
 def test_one_seed_gives_no_verdict_but_a_strict_one(tmp_path):
-    write_rows(tmp_path, [*trainings("rte", [66.0]), *trainings("rte", [65.0], imp("rte", 0.6)),
-                          *trainings("rte", [67.0], imp("rte", 0.2), method="imp")])
+    write_rows(
+        tmp_path,
+        [
+            *trainings("rte", [66.0]),
+            *trainings("rte", [65.0], imp("rte", 0.6)),
+            *trainings("rte", [67.0], imp("rte", 0.2), method="imp"),
+        ],
+    )
     found = results.read(tmp_path)
     table = tables.table2(found, layout("rte"))
     assert shown(table, "IMP wins by the full network's deviation", "RTE") == "-"
@@ -108,23 +145,43 @@ def test_one_seed_gives_no_verdict_but_a_strict_one(tmp_path):
 
 
 def test_table4_says_none_where_no_ticket_reaches_the_mean(tmp_path):
-    write_rows(tmp_path, trainings("rte", [66.0]) + trainings("rte", [65.0], imp("rte", 0.1), method="imp"))
-    assert shown(tables.table4(results.read(tmp_path), layout("rte")), "sparsest winning ticket, %", "RTE") == "none"
+    write_rows(
+        tmp_path, trainings("rte", [66.0]) + trainings("rte", [65.0], imp("rte", 0.1), method="imp")
+    )
+    assert (
+        shown(
+            tables.table4(results.read(tmp_path), layout("rte")),
+            "sparsest winning ticket, %",
+            "RTE",
+        )
+        == "none"
+    )
 
 
 def test_separate_trainings_come_before_rounds_and_rounds_fill_in(stsb):
     found = results.read(stsb)
     assert found.ticket("sts-b", 50).mean == pytest.approx(88.1)  # not the rounds' 2.0
-    assert found.ticket("sts-b", 60) == Cell(pytest.approx(88.0), pytest.approx(0.1), 3, from_rounds=True)
-    assert any("STS-B are those of IMP's own rounds" in note
-               for note in tables.table2(found, layout("sts-b", sparsity=60.0)).notes)
+    assert found.ticket("sts-b", 60) == Cell(
+        pytest.approx(88.0), pytest.approx(0.1), 3, from_rounds=True
+    )
+    assert any(
+        "STS-B are those of IMP's own rounds" in note
+        for note in tables.table2(found, layout("sts-b", sparsity=60.0)).notes
+    )
 
 
 @pytest.mark.parametrize("build", [tables.table2, tables.table3])
-def test_where_the_sparsity_is_another_than_the_paper_s_a_note_tells_which_its_numbers_are(stsb, build):
-    found, told = results.read(stsb), "The paper's numbers are those at its own sparsities, in %: STS-B 50, RTE 60."
+def test_where_the_sparsity_is_another_than_the_paper_s_a_note_tells_which_its_numbers_are(
+    stsb, build
+):
+    found, told = (
+        results.read(stsb),
+        "The paper's numbers are those at its own sparsities, in %: STS-B 50, RTE 60.",
+    )
     assert told in build(found, layout("sts-b", "rte", sparsity=70.0)).notes
-    assert told.replace("STS-B 50, ", "") in build(found, layout("sts-b", "rte", sparsity=50.0)).notes
+    assert (
+        told.replace("STS-B 50, ", "") in build(found, layout("sts-b", "rte", sparsity=50.0)).notes
+    )
     for silent in (layout("sts-b", "rte"), layout("sts-b", "rte", with_paper=False, sparsity=70.0)):
         assert not [note for note in build(found, silent).notes if "own sparsities" in note]
 
@@ -147,8 +204,12 @@ def test_table3_keeps_rewinding_points_and_standard_pruning_apart(tmp_path):
 @pytest.fixture
 def transfers(tmp_path) -> Path:
     rows = trainings("sts-b", [80.0, 82.0]) + trainings("rte", [60.0, 62.0])
-    rows += trainings("sts-b", [79.0, 80.0], imp("sts-b", 0.7)) + trainings("rte", [58.0, 58.0], imp("rte", 0.7))
-    rows += trainings("sts-b", [79.5], imp("rte", 0.7)) + trainings("rte", [50.0, 51.0], imp("sts-b", 0.7))
+    rows += trainings("sts-b", [79.0, 80.0], imp("sts-b", 0.7)) + trainings(
+        "rte", [58.0, 58.0], imp("rte", 0.7)
+    )
+    rows += trainings("sts-b", [79.5], imp("rte", 0.7)) + trainings(
+        "rte", [50.0, 51.0], imp("sts-b", 0.7)
+    )
     rows += trainings("rte", [59.0], lambda seed: OMP_INFO | {"sparsity": 0.7})
     write_rows(tmp_path, rows)
     return tmp_path
@@ -158,39 +219,78 @@ def test_figure2_differences_dark_cells_and_counts(transfers):
     table = tables.figure2(results.read(transfers), layout("sts-b", "rte", "cola"))
     assert table.header == ["source \\ target", "STS-B", "RTE", "CoLA", "dark"]
     got = {name: [(e.show(2), e.dark) for e in entries] for name, entries in table.rows}
-    assert got["STS-B"] == [("-1.50 ± 0.71 (2)", True), ("-10.50 ± 0.71 (2)", False), ("-", False), ("1 of 2", False)]
-    assert got["RTE"] == [("-1.50 (1)", True), ("-3.00 ± 0.00 (2)", True), ("-", False), ("2 of 2", False)]
-    assert got["OMP of theta_0"] == [("-", False), ("-2.00 (1)", True), ("-", False), ("1 of 1", False)]
+    assert got["STS-B"] == [
+        ("-1.50 ± 0.71 (2)", True),
+        ("-10.50 ± 0.71 (2)", False),
+        ("-", False),
+        ("1 of 2", False),
+    ]
+    assert got["RTE"] == [
+        ("-1.50 (1)", True),
+        ("-3.00 ± 0.00 (2)", True),
+        ("-", False),
+        ("2 of 2", False),
+    ]
+    assert got["OMP of theta_0"] == [
+        ("-", False),
+        ("-2.00 (1)", True),
+        ("-", False),
+        ("1 of 1", False),
+    ]
     assert got["CoLA"] == [("-", False)] * 4
-    assert "| STS-B | **-1.50 ± 0.71 (2)** | -10.50 ± 0.71 (2) | - | 1 of 2 |" in markup.markdown(table)
-    assert r"STS-B & \textbf{-1.50 $\pm$ 0.71 (2)} & -10.50 $\pm$ 0.71 (2) & -- & 1 of 2 \\" in markup.latex(table)
+    assert "| STS-B | **-1.50 ± 0.71 (2)** | -10.50 ± 0.71 (2) | - | 1 of 2 |" in markup.markdown(
+        table
+    )
+    assert (
+        r"STS-B & \textbf{-1.50 $\pm$ 0.71 (2)} & -10.50 $\pm$ 0.71 (2) & -- & 1 of 2 \\"
+        in markup.latex(table)
+    )
 
 
 def test_the_papers_figure2_under_the_same_rule():
     table = tables.figure2_paper(results.Results([], []), layout())
     counts = {name: entries[-1].text for name, entries in table.rows}
-    assert counts["MLM"] == "11 of 11" and counts["WNLI"] == "1 of 11" and counts["OMP of theta_0"] == "5 of 11"
+    assert (
+        counts["MLM"] == "11 of 11"
+        and counts["WNLI"] == "1 of 11"
+        and counts["OMP of theta_0"] == "5 of 11"
+    )
     assert [e.dark for e in dict(table.rows)["SQuAD"]][:11].count(True) == 5
 
 
 def test_transfer_of_rewound_subnetworks(tmp_path):
-    rewound = {"mode": "rewound", "seed": 1, "task": "mlm", "rewind_steps": 5, "rewind_fraction": 0.05}
+    rewound = {
+        "mode": "rewound",
+        "seed": 1,
+        "task": "mlm",
+        "rewind_steps": 5,
+        "rewind_fraction": 0.05,
+    }
     rows = trainings("rte", [60.0]) + trainings("rte", [58.0], imp("mlm", 0.7))
-    rows += trainings("rte", [57.0], imp("mlm", 0.7, fraction=0.05), init="rewound", init_info=rewound)
+    rows += trainings(
+        "rte", [57.0], imp("mlm", 0.7, fraction=0.05), init="rewound", init_info=rewound
+    )
     not_its_own = imp("mlm", 0.7, fraction=0.2)  # theta_i of 5 % with the mask of 20 %: in no row
     rows += trainings("rte", [11.0], not_its_own, init="rewound", init_info=rewound)
     write_rows(tmp_path, rows)
     table = tables.figure_rewind(results.read(tmp_path), layout("rte"))
     got = {name: entries[0].show(2) for name, entries in table.rows}
-    assert got == {"MLM, 0 %": "-2.00 (1)", "MLM, 5 %": "-3.00 (1)"} | {f"MLM, {i} %": "-" for i in (10, 20, 50)}
+    assert got == {"MLM, 0 %": "-2.00 (1)", "MLM, 5 %": "-3.00 (1)"} | {
+        f"MLM, {i} %": "-" for i in (10, 20, 50)
+    }
 
 
 def test_score_against_sparsity(stsb):
     table = tables.figure_sparsity(results.read(stsb), layout("sts-b", "rte"))
     assert table.header == ["task, subnetwork", "0 %", "40 %", "50 %", "60 %", "70 %"]
     got = {name: [e.show(1) for e in entries] for name, entries in table.rows}
-    assert got["STS-B, IMP"] == ["88.4 ± 0.4 (3)", "88.6 ± 0.1 (3)", "88.1 ± 0.2 (3)", "88.0 ± 0.1 (3)",
-                                 "80.0 ± 0.0 (3)"]
+    assert got["STS-B, IMP"] == [
+        "88.4 ± 0.4 (3)",
+        "88.6 ± 0.1 (3)",
+        "88.1 ± 0.2 (3)",
+        "88.0 ± 0.1 (3)",
+        "80.0 ± 0.0 (3)",
+    ]
     assert got["STS-B, random mask"][1:3] == ["-", "21.0 ± 1.4 (2)"]
     assert not any(name.startswith("RTE") for name in got)
 
@@ -206,21 +306,32 @@ def test_contradictions_are_left_out_and_told_and_repetitions_count_once(tmp_pat
 
 
 def test_bad_lines_are_told_and_the_others_stand(tmp_path):
-    rows = [row("rte", 60.0, 1), {"task": "rte"}, row("rte", 1.0, 2, final=False),
-            row("rte", 2.0, 3, method="evaluate"), row("rte", 3.0, 4) | {"mask": "m.pt", "sparsity": 0.5}]
+    rows = [
+        row("rte", 60.0, 1),
+        {"task": "rte"},
+        row("rte", 1.0, 2, final=False),
+        row("rte", 2.0, 3, method="evaluate"),
+        row("rte", 3.0, 4) | {"mask": "m.pt", "sparsity": 0.5},
+    ]
     path = write_rows(tmp_path, rows, tail='garbage\n{"task": "rt')
     found = results.read(tmp_path)
     assert found.full("rte") == Cell(60.0, None, 1)
     assert [notice.removeprefix(f"{path}, ") for notice in found.notices][:2] == [
         "line 2: no 'method'; left out",
-        "line 5: a mask of unknown origin (m.pt, no .json file beside it); in no table"]
-    assert "line 6: not JSON" in found.notices[2] and "line 7: half-written last line" in found.notices[3]
+        "line 5: a mask of unknown origin (m.pt, no .json file beside it); in no table",
+    ]
+    assert (
+        "line 6: not JSON" in found.notices[2]
+        and "line 7: half-written last line" in found.notices[3]
+    )
 
 
 def test_only_masks_of_the_kind_asked_for(tmp_path):
     released = mask_info("rte", 0.6, 1, rewind="encoder") | {"as_released": True}
     ours = mask_info("rte", 0.6, 1)
-    write_rows(tmp_path, [row("rte", 60.0, 1), row("rte", 55.0, 1, ours), row("rte", 50.0, 1, released)])
+    write_rows(
+        tmp_path, [row("rte", 60.0, 1), row("rte", 55.0, 1, ours), row("rte", 50.0, 1, released)]
+    )
     assert results.read(tmp_path).ticket("rte", 60).mean == 55.0
     found = results.read(tmp_path, as_released=True)
     assert found.ticket("rte", 60).mean == 50.0 and found.full("rte").mean == 60.0
@@ -245,7 +356,9 @@ def test_overlap_counts_weights_kept_by_both(tmp_path):
     for task, mask in (("sts-b", a), ("rte", b)):
         save_mask(tmp_path / task, mask, mask_info(task, 0.7, 1))
     save_mask(tmp_path / "omp", a, OMP_INFO)
-    save_mask(tmp_path / "later", b, mask_info("sts-b", 0.7, 1, fraction=0.05))  # rewound: not theta_0's
+    save_mask(
+        tmp_path / "later", b, mask_info("sts-b", 0.7, 1, fraction=0.05)
+    )  # rewound: not theta_0's
     found = overlap.find(tmp_path, False, notices := [])
     whole, by_layer, by_kind, with_omp = overlap.tables(found, ("sts-b", "rte", "cola"), 70.0, True)
     both = sum(int((a[k] & b[k]).sum()) for k in a)
@@ -254,22 +367,32 @@ def test_overlap_counts_weights_kept_by_both(tmp_path):
     got = {name: [e.show(1) for e in entries] for name, entries in whole.rows}
     assert got["STS-B"] == ["-", f"{100 * both / either:.1f} (1)", "100.0 (1)"]
     keys = [k for k in a if ".layer.1." in k]
-    both, either = (sum(int(op(a[k], b[k]).sum()) for k in keys) for op in (torch.logical_and, torch.logical_or))
+    both, either = (
+        sum(int(op(a[k], b[k]).sum()) for k in keys) for op in (torch.logical_and, torch.logical_or)
+    )
     assert dict(by_layer.rows)["layer 1"][0].cell.mean == pytest.approx(100 * both / either)
     assert [name for name, _ in by_layer.rows] == ["layer 0", "layer 1", "pooler"]
     key = [k for k in a if k.endswith("attention.output.dense.weight_mask")]
-    both, either = (sum(int(op(a[k], b[k]).sum()) for k in key) for op in (torch.logical_and, torch.logical_or))
+    both, either = (
+        sum(int(op(a[k], b[k]).sum()) for k in key) for op in (torch.logical_and, torch.logical_or)
+    )
     assert dict(by_kind.rows)["attention output"][1].cell.mean == pytest.approx(100 * both / either)
     assert [e.show(1) for e in dict(with_omp.rows)["70 %, cosine x 100"]][0] == "100.0 (1)"
 
 
 def test_overlap_of_a_task_with_itself_compares_its_seeds(tmp_path):
     for seed in (1, 2, 3):
-        save_mask(tmp_path / str(seed), small_mask(0.5, 1 if seed == 3 else seed), mask_info("rte", 0.5, seed))
+        save_mask(
+            tmp_path / str(seed),
+            small_mask(0.5, 1 if seed == 3 else seed),
+            mask_info("rte", 0.5, seed),
+        )
     found = overlap.find(tmp_path, False, [])
     table = overlap.tables(found, ("rte",), 50.0, False)[0]
     cell = table.rows[0][1][0].cell
-    other = overlap.iou(*(found.bits(found.seeds("rte", 50.0)[s]) for s in (1, 2)), list(small_mask(0.5, 1)))
+    other = overlap.iou(
+        *(found.bits(found.seeds("rte", 50.0)[s]) for s in (1, 2)), list(small_mask(0.5, 1))
+    )
     assert cell.n == 3 and cell.mean == pytest.approx((100 + 2 * other) / 3)
 
 
@@ -280,16 +403,29 @@ def test_two_masks_of_one_name_are_told(tmp_path):
     assert found.found == [] and "different masks of rte, 70 %, seed 5" in notices[0]
 
 
-@pytest.mark.parametrize(("changes", "told"), [
-    ({"sparsity": None}, "'sparsity' is None"), ({"sparsity": "0.7"}, "'sparsity' is '0.7'"), ({"task": 3}, "'task' is 3"),
-    ({"mask_sha256": [1]}, "'mask_sha256' is [1]"), ({"seed": []}, "'seed' is []"),
-    ({"rewind_fraction": "x"}, "'rewind_fraction' is 'x'"), ("sparsity", "no 'sparsity'"), ("task", "no 'task'")])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"sparsity": None}, "'sparsity' is None"),
+        ({"sparsity": "0.7"}, "'sparsity' is '0.7'"),
+        ({"task": 3}, "'task' is 3"),
+        ({"mask_sha256": [1]}, "'mask_sha256' is [1]"),
+        ({"seed": []}, "'seed' is []"),
+        ({"rewind_fraction": "x"}, "'rewind_fraction' is 'x'"),
+        ("sparsity", "no 'sparsity'"),
+        ("task", "no 'task'"),
+    ],
+)
 def test_a_mask_whose_file_does_not_tell_what_it_is_is_left_out_and_told(tmp_path, changes, told):
     for seed in (1, 2):
         save_mask(tmp_path / str(seed), small_mask(0.7, seed), mask_info("rte", 0.7, seed))
     path = tmp_path / "2" / "mask.pt.json"
     info = json.loads(path.read_text())
-    changed = {k: v for k, v in info.items() if k != changes} if isinstance(changes, str) else info | changes
+    changed = (
+        {k: v for k, v in info.items() if k != changes}
+        if isinstance(changes, str)
+        else info | changes
+    )
     path.write_text(json.dumps(changed))
     found = overlap.find(tmp_path, False, notices := [])
     assert [mask.seed for mask in found.found] == [1] and notices == [f"{path}: {told}; left out"]
@@ -300,7 +436,9 @@ def test_a_mask_without_its_sparsity_ends_no_table(stsb):
     path = stsb / "mask" / "mask.pt.json"
     path.write_text(json.dumps({"mask_sha256": json.loads(path.read_text())["mask_sha256"]}))
     done = run(str(stsb), "--tasks", "sts-b")
-    assert done.returncode == 0 and done.stderr.startswith(f"warning: {path}: no 'sparsity'; left out\n")
+    assert done.returncode == 0 and done.stderr.startswith(
+        f"warning: {path}: no 'sparsity'; left out\n"
+    )
 
 
 def test_masks_of_two_models_cannot_be_compared(tmp_path):
@@ -321,25 +459,56 @@ def test_the_command_writes_all_three_forms(stsb, tmp_path):
     out = tmp_path / "written"
     done = run(str(stsb), "--out", str(out), "--tasks", "STS-B", "sst2")
     assert done.returncode == 0, done.stderr
-    assert {"table2.md", "table2.csv", "table2.tex", "table3.md", "table4.tex", "figure_sparsity.csv", "tables.md"} <= {
-        p.name for p in out.iterdir()}
+    assert {
+        "table2.md",
+        "table2.csv",
+        "table2.tex",
+        "table3.md",
+        "table4.tex",
+        "figure_sparsity.csv",
+        "tables.md",
+    } <= {p.name for p in out.iterdir()}
     assert "| IMP f(x, m_IMP, theta_0) | 88.1 ± 0.2 (3) | - |" in done.stdout
-    assert "half-written last line" in done.stderr and "half-written last line" in (out / "tables.md").read_text()
-    assert r"IMP f(x, m\_IMP, theta\_0) & 88.1 $\pm$ 0.2 (3) & -- \\" in (out / "table2.tex").read_text()
+    assert (
+        "half-written last line" in done.stderr
+        and "half-written last line" in (out / "tables.md").read_text()
+    )
+    assert (
+        r"IMP f(x, m\_IMP, theta\_0) & 88.1 $\pm$ 0.2 (3) & -- \\"
+        in (out / "table2.tex").read_text()
+    )
     with open(out / "table2.csv", newline="") as file:
         cells = {(r["row"], r["column"]): r for r in csv.DictReader(file)}
     cell = cells["full network f(x, theta_0)", "STS-B"]
-    assert (float(cell["mean"]), float(cell["std"]), cell["seeds"]) == (pytest.approx(88.4), pytest.approx(0.4), "3")
+    assert (float(cell["mean"]), float(cell["std"]), cell["seeds"]) == (
+        pytest.approx(88.4),
+        pytest.approx(0.4),
+        "3",
+    )
     assert cells["full network f(x, theta_0)", "SST-2"]["text"] == "-"
 
 
 def test_without_the_paper_no_number_of_it_stands(stsb, capsys):
-    tables.main([str(stsb), "--only", "table2", "figure2", "--no_paper", "--tasks", "sts-b", "--sparsity", "0.6"])
+    tables.main(
+        [
+            str(stsb),
+            "--only",
+            "table2",
+            "figure2",
+            "--no_paper",
+            "--tasks",
+            "sts-b",
+            "--sparsity",
+            "0.6",
+        ]
+    )
     printed = capsys.readouterr().out
     assert "paper" not in printed and "88.0 ± 0.1 (3)" in printed
 
 
-@pytest.mark.parametrize(("words", "told"), [(["--tasks", "XY"], "'XY' is no task"), (["--sparsity", "70"], "0.7")])
+@pytest.mark.parametrize(
+    ("words", "told"), [(["--tasks", "XY"], "'XY' is no task"), (["--sparsity", "70"], "0.7")]
+)
 def test_bad_flags_are_named(stsb, words, told):
     with pytest.raises(UserError, match=told):
         tables.main([str(stsb), *words])
@@ -347,11 +516,24 @@ def test_bad_flags_are_named(stsb, words, told):
 
 def test_no_results_at_all_is_an_error_in_one_line(tmp_path):
     done = run(str(tmp_path))
-    assert done.returncode == 2 and "no results.jsonl below it" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2
+        and "no results.jsonl below it" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
 
 
-RECIPE = {"model_name_or_path": "bert", "learning_rate": 2e-5, "per_gpu_train_batch_size": 16, "max_seq_length": 128,
-          "gradient_accumulation_steps": 1, "num_train_epochs": 3.0, "max_steps": -1, "fp16": False, "bf16": False}
+RECIPE = {
+    "model_name_or_path": "bert",
+    "learning_rate": 2e-5,
+    "per_gpu_train_batch_size": 16,
+    "max_seq_length": 128,
+    "gradient_accumulation_steps": 1,
+    "num_train_epochs": 3.0,
+    "max_steps": -1,
+    "fp16": False,
+    "bf16": False,
+}
 ROUNDS = RECIPE | {"max_steps": 1800, "save_steps": 180, "num_train_epochs": 30.0}
 
 
@@ -363,37 +545,77 @@ def write_two(folder: Path, first: dict, second: dict) -> results.Results:
 
 
 @pytest.mark.parametrize("seed", [1, 2], ids=["same seed", "another seed"])
-@pytest.mark.parametrize(("changes", "told"), [
-    ({"model_name_or_path": "other"}, "--model_name_or_path is bert in {a} and other in {b}"),
-    ({"learning_rate": 1e-4}, "--learning_rate is 2e-05 in {a} and 0.0001 in {b}"),
-    ({"per_gpu_train_batch_size": 8}, "is 16 in {a} and 8 in {b}"),
-    ({"gradient_accumulation_steps": 2}, "is 16 in {a} and 32 in {b}"),
-    ({"processes": 2}, "is 16 in {a} and 32 in {b}"),
-    ({"num_train_epochs": 2.0}, "(--max_steps, --num_train_epochs) is 3 epochs in {a} and 2 epochs in {b}"),
-    ({"max_steps": 90}, "(--max_steps, --num_train_epochs) is 3 epochs in {a} and 90 steps in {b}"),
-    ({"max_seq_length": 64}, "--max_seq_length is 128 in {a} and 64 in {b}"),
-    ({"bf16": True}, "(--fp16, --bf16, --tf32) is fp32 in {a} and bf16 in {b}"),
-    ({"learning_rate": 1e-4, "model_name_or_path": "z"}, "--model_name_or_path is bert in {a} and z in {b}")])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model_name_or_path": "other"}, "--model_name_or_path is bert in {a} and other in {b}"),
+        ({"learning_rate": 1e-4}, "--learning_rate is 2e-05 in {a} and 0.0001 in {b}"),
+        ({"per_gpu_train_batch_size": 8}, "is 16 in {a} and 8 in {b}"),
+        ({"gradient_accumulation_steps": 2}, "is 16 in {a} and 32 in {b}"),
+        ({"processes": 2}, "is 16 in {a} and 32 in {b}"),
+        (
+            {"num_train_epochs": 2.0},
+            "(--max_steps, --num_train_epochs) is 3 epochs in {a} and 2 epochs in {b}",
+        ),
+        (
+            {"max_steps": 90},
+            "(--max_steps, --num_train_epochs) is 3 epochs in {a} and 90 steps in {b}",
+        ),
+        ({"max_seq_length": 64}, "--max_seq_length is 128 in {a} and 64 in {b}"),
+        ({"bf16": True}, "(--fp16, --bf16, --tf32) is fp32 in {a} and bf16 in {b}"),
+        (
+            {"learning_rate": 1e-4, "model_name_or_path": "z"},
+            "--model_name_or_path is bert in {a} and z in {b}",
+        ),
+    ],
+)
 def test_two_recipes_are_refused(tmp_path, changes, told, seed):
-    found = write_two(tmp_path, row("rte", 80.0, 1, args=RECIPE), row("rte", 20.0, seed, args=RECIPE | changes))
+    found = write_two(
+        tmp_path, row("rte", 80.0, 1, args=RECIPE), row("rte", 20.0, seed, args=RECIPE | changes)
+    )
     with pytest.raises(UserError) as error:
         found.full("rte")
     expected = told.format(a=tmp_path / "a" / "seed1", b=tmp_path / "b" / "seed1")
-    assert str(error.value).startswith("RTE: ") and expected in str(error.value) and "runs/NAME" in str(error.value)
+    assert (
+        str(error.value).startswith("RTE: ")
+        and expected in str(error.value)
+        and "runs/NAME" in str(error.value)
+    )
 
 
-@pytest.mark.parametrize("changes", [
-    {"seed": 2, "output_dir": "o", "mask_dir": "m", "cache_dir": "c", "threads": 2, "logging_steps": 0, "save_steps": 0,
-     "save_total_limit": 0, "data_dir": "d", "overwrite_cache": True, "init": "rand", "weight_pertub": "w"},
-    {"model_name_or_path": "./bert/"}, {"tf32": False, "compile": True, "fp16": None, "num_train_epochs": 3},
-    {"per_gpu_train_batch_size": 4, "gradient_accumulation_steps": 2, "processes": 2}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "seed": 2,
+            "output_dir": "o",
+            "mask_dir": "m",
+            "cache_dir": "c",
+            "threads": 2,
+            "logging_steps": 0,
+            "save_steps": 0,
+            "save_total_limit": 0,
+            "data_dir": "d",
+            "overwrite_cache": True,
+            "init": "rand",
+            "weight_pertub": "w",
+        },
+        {"model_name_or_path": "./bert/"},
+        {"tf32": False, "compile": True, "fp16": None, "num_train_epochs": 3},
+        {"per_gpu_train_batch_size": 4, "gradient_accumulation_steps": 2, "processes": 2},
+    ],
+)
 def test_what_changes_no_recipe_is_averaged(tmp_path, changes):
-    found = write_two(tmp_path, row("rte", 80.0, 1, args=RECIPE), row("rte", 60.0, 2, args=RECIPE | changes))
+    found = write_two(
+        tmp_path, row("rte", 80.0, 1, args=RECIPE), row("rte", 60.0, 2, args=RECIPE | changes)
+    )
     assert found.full("rte").mean == 70.0
 
 
 def test_rows_that_do_not_tell_their_recipe_agree_with_all(tmp_path):
-    found = write_two(tmp_path, row("rte", 80.0, 1, args=RECIPE | {"bf16": True}), row("rte", 60.0, 2, args=None))
+    found = write_two(
+        tmp_path, row("rte", 80.0, 1, args=RECIPE | {"bf16": True}), row("rte", 60.0, 2, args=None)
+    )
     assert found.full("rte").mean == 70.0
     found = write_two(tmp_path, row("rte", 80.0, 1, args=RECIPE), row("rte", 60.0, 1, args=None))
     assert found.full("rte") is None and "contradiction" in found.notices[0]
@@ -411,17 +633,28 @@ def test_recipes_of_different_tasks_and_of_rows_in_no_table_may_differ(tmp_path)
     other = RECIPE | {"learning_rate": 1e-4}
     found = write_two(tmp_path, row("rte", 80.0, 1, args=RECIPE), row("cola", 20.0, 1, args=other))
     assert (found.full("rte").mean, found.full("cola").mean) == (80.0, 20.0)
-    write_two(tmp_path, row("rte", 80.0, 1, args=RECIPE), row("rte", 20.0, 2, init="rand", args=other))  # dense theta_0'
+    write_two(
+        tmp_path, row("rte", 80.0, 1, args=RECIPE), row("rte", 20.0, 2, init="rand", args=other)
+    )  # dense theta_0'
     assert tables.build(tmp_path, layout("rte"), None, False)[1] == []
 
 
-@pytest.mark.parametrize(("training", "told"), [
-    ({}, None),  # epochs, whose steps the row does not tell
-    ({"max_steps": 180}, None),
-    ({"max_steps": 720}, "is 720 steps in .*/a/seed1 and 180 steps in .*/b/seed1"),
-    ({"learning_rate": 1e-4}, "--learning_rate is 0.0001 in .*/a/seed1 and 2e-05 in .*/b/seed1")])
+@pytest.mark.parametrize(
+    ("training", "told"),
+    [
+        ({}, None),  # epochs, whose steps the row does not tell
+        ({"max_steps": 180}, None),
+        ({"max_steps": 720}, "is 720 steps in .*/a/seed1 and 180 steps in .*/b/seed1"),
+        (
+            {"learning_rate": 1e-4},
+            "--learning_rate is 0.0001 in .*/a/seed1 and 2e-05 in .*/b/seed1",
+        ),
+    ],
+)
 def test_rounds_of_imp_beside_trainings(tmp_path, training, told):
-    ticket = row("rte", 60.0, 1, mask_info("rte", 0.6, 1), method="imp", args=ROUNDS, step=1260, round=7)
+    ticket = row(
+        "rte", 60.0, 1, mask_info("rte", 0.6, 1), method="imp", args=ROUNDS, step=1260, round=7
+    )
     found = write_two(tmp_path, row("rte", 80.0, 1, args=RECIPE | training), ticket)
     assert found.full("rte").mean == 80.0
     if told is None:
@@ -431,10 +664,22 @@ def test_rounds_of_imp_beside_trainings(tmp_path, training, told):
             found.ticket("rte", 60)
 
 
-def test_rounds_of_two_lengths_are_refused_and_runs_of_different_numbers_of_rounds_are_not(tmp_path):
+def test_rounds_of_two_lengths_are_refused_and_runs_of_different_numbers_of_rounds_are_not(
+    tmp_path,
+):
     def ticket(seed: int, steps: int, rounds: int) -> dict:
         arguments = RECIPE | {"max_steps": rounds * steps, "save_steps": steps}
-        return row("rte", 60.0, seed, mask_info("rte", 0.6, seed), "imp", args=arguments, step=7 * steps, round=7)
+        return row(
+            "rte",
+            60.0,
+            seed,
+            mask_info("rte", 0.6, seed),
+            "imp",
+            args=arguments,
+            step=7 * steps,
+            round=7,
+        )
+
     assert write_two(tmp_path, ticket(1, 180, 10), ticket(2, 180, 7)).ticket("rte", 60).n == 2
     with pytest.raises(UserError, match="--save_steps of IMP.* is 180 steps in .* and 90 steps in"):
         write_two(tmp_path, ticket(1, 180, 10), ticket(2, 90, 20)).ticket("rte", 60)
@@ -444,7 +689,10 @@ def test_overlap_of_masks_found_by_two_recipes_is_refused(tmp_path):
     for place, seed, rate in (("a", 1, 2e-5), ("b", 2, 1e-4)):
         info, arguments = mask_info("rte", 0.7, seed), ROUNDS | {"learning_rate": rate}
         save_mask(tmp_path / place / "checkpoint-1260", small_mask(0.7, seed), info)
-        write_rows(tmp_path / place, [row("rte", 50.0, seed, info, "imp", args=arguments, step=1440, round=8)])
+        write_rows(
+            tmp_path / place,
+            [row("rte", 50.0, seed, info, "imp", args=arguments, step=1440, round=8)],
+        )
     with pytest.raises(UserError, match="RTE: --learning_rate is 2e-05"):
         tables.build(tmp_path, layout("rte"), ["figure_overlap"], False)
     assert tables.build(tmp_path, layout("cola"), ["figure_overlap"], False) == ([], [])
@@ -466,7 +714,9 @@ def test_the_command_refuses_two_precisions_in_one_line(tmp_path):
     assert f"is fp32 in {tmp_path / 'float32'} and bf16 in {tmp_path / 'mrpc'}" in done.stderr
 
 
-@pytest.mark.parametrize("names", [("float32",), ("mlm",), ("mrpc",), ("quickstart",), ("squad",), ("sts-b", "mrpc")])
+@pytest.mark.parametrize(
+    "names", [("float32",), ("mlm",), ("mrpc",), ("quickstart",), ("squad",), ("sts-b", "mrpc")]
+)
 def test_the_committed_rows_of_one_recipe_make_tables(tmp_path, names):
     made, notices = tables.build(committed(tmp_path, *names), layout(), None, False)
     assert {table.name for table in made} >= {"table2", "table4"}

@@ -22,13 +22,59 @@ from utils.rows import pack
 
 # Text on which cutting goes wrong: long words, accents (composed and combining), characters of 2 to 4 bytes, CJK and
 # Hangul, emoji joined by U+200D, control characters within words, every kind of white space, special tokens in text.
-SCRAPS = [*"abcxyz ABC 019 \n\r\t.,!?-[]#'", "\r\n", "  ", "abcabcabc", "x" * 120, "caf\u00e9", "cafe\u0301", "\u0301",
-          "a\u0323\u0301", "\u00df", "\u0130", "\u03a3", "\u4e2d\u6587", "\uf900", "\uac01", "\u1100\u1161", "\u3002",
-          "\U0001f600", "\U0001f468\u200d\U0001f469", "\U0001d400", "\x00", "abc\x0babc", "\x0c", "\x1c", "\x85",
-          "\xa0", "\u200b", "\u2028", "\u3000", "\ufeff", "\ufffd", "[MASK]", "[CLS]", "[SEP]", "[mask]", "##a"]
+SCRAPS = [
+    *"abcxyz ABC 019 \n\r\t.,!?-[]#'",
+    "\r\n",
+    "  ",
+    "abcabcabc",
+    "x" * 120,
+    "caf\u00e9",
+    "cafe\u0301",
+    "\u0301",
+    "a\u0323\u0301",
+    "\u00df",
+    "\u0130",
+    "\u03a3",
+    "\u4e2d\u6587",
+    "\uf900",
+    "\uac01",
+    "\u1100\u1161",
+    "\u3002",
+    "\U0001f600",
+    "\U0001f468\u200d\U0001f469",
+    "\U0001d400",
+    "\x00",
+    "abc\x0babc",
+    "\x0c",
+    "\x1c",
+    "\x85",
+    "\xa0",
+    "\u200b",
+    "\u2028",
+    "\u3000",
+    "\ufeff",
+    "\ufffd",
+    "[MASK]",
+    "[CLS]",
+    "[SEP]",
+    "[mask]",
+    "##a",
+]
 NASTY = " ".join(SCRAPS) + "".join(SCRAPS) + "\n" + "".join(reversed(SCRAPS))
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cafe", "\u4e2d", "\u6587", "\u3002", "\U0001f600",
-              *"ABCcafexyzb019.,!?-[]#'\u03c3\u03a3\u00e9", *(f"##{c}" for c in "ABCcafexyzb019\u0301\u0323\u00e9")]
+VOCABULARY = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "cafe",
+    "\u4e2d",
+    "\u6587",
+    "\u3002",
+    "\U0001f600",
+    *"ABCcafexyzb019.,!?-[]#'\u03c3\u03a3\u00e9",
+    *(f"##{c}" for c in "ABCcafexyzb019\u0301\u0323\u00e9"),
+]
 
 
 def tokenizer_of(folder, vocabulary=VOCABULARY, lower=True) -> BertTokenizerFast:
@@ -41,7 +87,9 @@ def tokenizer_of(folder, vocabulary=VOCABULARY, lower=True) -> BertTokenizerFast
 def tokenizers(tmp_path_factory):
     """Two that make other WordPieces of one text."""
     folder = tmp_path_factory.mktemp("tokenizers")
-    return tokenizer_of(folder / "uncased"), tokenizer_of(folder / "cased", VOCABULARY[:-3], lower=False)
+    return tokenizer_of(folder / "uncased"), tokenizer_of(
+        folder / "cased", VOCABULARY[:-3], lower=False
+    )
 
 
 @pytest.fixture
@@ -53,7 +101,9 @@ def tokenizer(tokenizers):
 def corpus(tmp_path):
     """A text of 40 lines, cut into 60 pieces or more."""
     path = tmp_path / "en[1].train"
-    path.write_text("".join(f"abc caf\u00e9 {'x' * (n % 7)} {n}.\n" for n in range(40)), encoding="utf-8")
+    path.write_text(
+        "".join(f"abc caf\u00e9 {'x' * (n % 7)} {n}.\n" for n in range(40)), encoding="utf-8"
+    )
     return path
 
 
@@ -81,7 +131,9 @@ def contents(folder) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("piece_bytes", [1, 2, 3, 4, 5, 7, 8, 11, 16, 31, 64, 1000, 1 << 15])
 @pytest.mark.parametrize("which", [0, 1])
-def test_pieces_give_the_wordpieces_of_the_whole(tokenizers, tmp_path, monkeypatch, piece_bytes, which):
+def test_pieces_give_the_wordpieces_of_the_whole(
+    tokenizers, tmp_path, monkeypatch, piece_bytes, which
+):
     monkeypatch.setattr(text, "PIECE_BYTES", piece_bytes)
     path = tmp_path / "text"
     path.write_bytes(NASTY.encode())
@@ -90,8 +142,10 @@ def test_pieces_give_the_wordpieces_of_the_whole(tokenizers, tmp_path, monkeypat
 
 
 @settings(max_examples=150, deadline=None)
-@given(scraps=st.lists(st.one_of(st.sampled_from(SCRAPS), st.text(max_size=4)), max_size=60),
-       piece_bytes=st.integers(1, 40))
+@given(
+    scraps=st.lists(st.one_of(st.sampled_from(SCRAPS), st.text(max_size=4)), max_size=60),
+    piece_bytes=st.integers(1, 40),
+)
 def test_any_text_gives_the_wordpieces_of_the_whole(tokenizers, scraps, piece_bytes):
     string = "".join(scraps)
     for tokenizer in tokenizers:
@@ -100,16 +154,23 @@ def test_any_text_gives_the_wordpieces_of_the_whole(tokenizers, scraps, piece_by
 
 def test_a_cut_elsewhere_would_be_seen(tokenizer):
     """The texts above tell good cuts from bad: cutting behind a vertical tab changes the WordPieces."""
-    pieces = [piece for _, piece in text.cut_pieces(io.BytesIO(NASTY.encode()), 0, 8, (b" ", b"\x0b"))]
+    pieces = [
+        piece for _, piece in text.cut_pieces(io.BytesIO(NASTY.encode()), 0, 8, (b" ", b"\x0b"))
+    ]
     assert len(pieces) > 20
-    assert [i for piece in pieces for i in whole_ids(tokenizer, piece.decode())] != whole_ids(tokenizer, NASTY)
+    assert [i for piece in pieces for i in whole_ids(tokenizer, piece.decode())] != whole_ids(
+        tokenizer, NASTY
+    )
 
 
 @pytest.mark.parametrize("name", ["en.train", "en.valid"])
 def test_golden_text_as_a_whole(golden, tmp_path, monkeypatch, name):
     monkeypatch.setattr(text, "PIECE_BYTES", 100)
     monkeypatch.setattr(text, "RECORD_BYTES", 5000)
-    path, tokenizer = golden / "assets/text" / name, BertTokenizerFast.from_pretrained(golden / "assets/model")
+    path, tokenizer = (
+        golden / "assets/text" / name,
+        BertTokenizerFast.from_pretrained(golden / "assets/model"),
+    )
     blocks = text.load_blocks(path, tokenizer, 128, cache_dir=tmp_path)
     assert blocks.ids.tolist() == whole_ids(tokenizer, path.read_text(encoding="utf-8"))
 
@@ -137,7 +198,10 @@ def test_the_callers_truncation_and_padding_do_not_matter(tmp_path, corpus):
 
 
 def test_blocks_are_those_of_the_papers_code(tokenizer, corpus):
-    blocks, ids = text.load_blocks(corpus, tokenizer, 16), whole_ids(tokenizer, corpus.read_text(encoding="utf-8"))
+    blocks, ids = (
+        text.load_blocks(corpus, tokenizer, 16),
+        whole_ids(tokenizer, corpus.read_text(encoding="utf-8")),
+    )
     expected = [[2, *ids[i : i + 14], 3] for i in range(0, len(ids) - 14 + 1, 14)]
     assert len(ids) % 14 and len(blocks) == len(expected)
     rows = blocks.rows(np.arange(len(blocks)))
@@ -166,20 +230,29 @@ def test_line_by_line_each_line_is_an_example(tokenizer, tmp_path, monkeypatch, 
     assert packed.lengths.tolist() == [len(expected[n]) for n in (0, 2, 3)]
 
 
-def test_lines_and_stream_have_caches_of_their_own_for_all_block_sizes(tokenizer, corpus, monkeypatch):
+def test_lines_and_stream_have_caches_of_their_own_for_all_block_sizes(
+    tokenizer, corpus, monkeypatch
+):
     text.load_blocks(corpus, tokenizer, 16)
     text.load_blocks(corpus, tokenizer, 16, line_by_line=True)
     monkeypatch.setattr(text._Work, "encode", None)  # from here on nothing is tokenized
     assert text.load_blocks(corpus, tokenizer, 30).rows(np.array([0])).shape == (1, 30)
-    assert len(text.load_blocks(corpus, tokenizer, 4, line_by_line=True).rows(np.array([5]))[0]) == 4
+    assert (
+        len(text.load_blocks(corpus, tokenizer, 4, line_by_line=True).rows(np.array([5]))[0]) == 4
+    )
 
 
 def test_ids_are_as_wide_as_the_vocabulary_needs(tmp_path, corpus):
     most = [*VOCABULARY, *(f"w{n}" for n in range(65535 - len(VOCABULARY))), "abc"]
-    fits, too_many = tokenizer_of(tmp_path / "fits", most), tokenizer_of(tmp_path / "more", ["<first>", *most])
+    fits, too_many = (
+        tokenizer_of(tmp_path / "fits", most),
+        tokenizer_of(tmp_path / "more", ["<first>", *most]),
+    )
     narrow, wide = (text.load_blocks(corpus, each, 16).ids for each in (fits, too_many))
     assert (narrow.dtype, wide.dtype) == (np.uint16, np.int32)
-    assert (narrow.max(), wide.max()) == (65535, 65536) and wide.tolist() == (narrow.astype(int) + 1).tolist()
+    assert (narrow.max(), wide.max()) == (65535, 65536) and wide.tolist() == (
+        narrow.astype(int) + 1
+    ).tolist()
 
 
 # ---- builds that are killed, and several at once
@@ -207,7 +280,9 @@ def forked(function) -> multiprocessing.Process:
 
 @pytest.mark.parametrize("by_lines", [False, True])
 @pytest.mark.parametrize("killed_at", [1, 10, 20])
-def test_a_killed_build_goes_on_where_it_recorded(tokenizer, corpus, tmp_path, monkeypatch, by_lines, killed_at):
+def test_a_killed_build_goes_on_where_it_recorded(
+    tokenizer, corpus, tmp_path, monkeypatch, by_lines, killed_at
+):
     elsewhere = tmp_path / "elsewhere"
     calls = counted(monkeypatch, "encode")
     expected = text.load_blocks(corpus, tokenizer, 16, by_lines, cache_dir=elsewhere)
@@ -247,10 +322,14 @@ def test_a_build_of_another_text_is_not_gone_on_with(tokenizer, corpus, monkeypa
     corpus.write_text("xyz " * 5, encoding="utf-8")
     assert text.load_blocks(corpus, tokenizer, 16).ids.tolist() == whole_ids(tokenizer, "xyz " * 5)
     monkeypatch.setattr(text._Work, "encode", None)
-    assert len(text.load_blocks(corpus, tokenizer, 16)) == 1  # and nothing of the other text is left in the cache
+    assert (
+        len(text.load_blocks(corpus, tokenizer, 16)) == 1
+    )  # and nothing of the other text is left in the cache
 
 
-def test_of_many_jobs_one_builds_and_the_others_wait(tokenizer, corpus, tmp_path, monkeypatch, capfd):
+def test_of_many_jobs_one_builds_and_the_others_wait(
+    tokenizer, corpus, tmp_path, monkeypatch, capfd
+):
     counted(monkeypatch, "append", lambda count: time.sleep(0.005))
     barrier = multiprocessing.get_context("fork").Barrier(4)
 
@@ -286,9 +365,14 @@ def test_a_waiting_job_takes_over_from_a_killed_one(tokenizer, corpus, monkeypat
     holder = forked(hold)
     os.read(ready, 1)
     calls = counted(monkeypatch, "encode")
-    monkeypatch.setattr(text, "print", lambda *args, **kwargs: holder.kill(), raising=False)  # when told to wait
+    monkeypatch.setattr(
+        text, "print", lambda *args, **kwargs: holder.kill(), raising=False
+    )  # when told to wait
     blocks = text.load_blocks(corpus, tokenizer, 16)
-    assert blocks.ids.tolist() == whole_ids(tokenizer, corpus.read_text(encoding="utf-8")) and min(calls) > 0
+    assert (
+        blocks.ids.tolist() == whole_ids(tokenizer, corpus.read_text(encoding="utf-8"))
+        and min(calls) > 0
+    )
     holder.join()
 
 
@@ -402,7 +486,9 @@ def test_a_cache_is_built_anew_when_asked(tokenizer, corpus, monkeypatch):
     assert min(calls) == 0 and len(calls) > 60
 
 
-def test_where_nothing_can_be_written_it_warns_once_and_works(tokenizer, corpus, tmp_path, monkeypatch, capsys):
+def test_where_nothing_can_be_written_it_warns_once_and_works(
+    tokenizer, corpus, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "scratch").mkdir()
     monkeypatch.setattr(text.tempfile, "tempdir", str(tmp_path / "scratch"))
     (tmp_path / "file").touch()
@@ -457,19 +543,29 @@ def test_a_file_that_may_not_grow_is_no_room_either(tokenizer, corpus):
 # ---- texts that are no texts
 
 
-@pytest.mark.parametrize("content, block_size, by_lines, told", [
-    (None, 16, False, "no such text file"),
-    (b"", 16, False, "is empty"),
-    (b"abc abc", 16, False, r"has 6 WordPieces, less than one block of --block_size 16 \(14 WordPieces, \[CLS\]"),
-    (b" \n\t\n", 16, False, "has 0 WordPieces"),
-    (b" \n\t\n", 16, True, "every line is blank"),
-    (b"abc " * 40 + b"caf\xe9 abc", 16, False, r"byte 163 \(the first is 0\) is not UTF-8"),
-    (b"abc\n" * 40 + b"abc caf\xc3", 16, True, "byte 167 .* is not UTF-8"),
-    (b"abc", 2, False, "--block_size 2: must be at least 3"),
-    (b"abc" * 40, 16, False, "no space in .* bytes from byte 0 on"),
-    (b"abc\n" + b"abc " * 40, 16, True, "no line break in .* bytes from byte 4 on"),
-])
-def test_bad_texts_are_told_in_one_line(tokenizer, tmp_path, monkeypatch, content, block_size, by_lines, told):
+@pytest.mark.parametrize(
+    "content, block_size, by_lines, told",
+    [
+        (None, 16, False, "no such text file"),
+        (b"", 16, False, "is empty"),
+        (
+            b"abc abc",
+            16,
+            False,
+            r"has 6 WordPieces, less than one block of --block_size 16 \(14 WordPieces, \[CLS\]",
+        ),
+        (b" \n\t\n", 16, False, "has 0 WordPieces"),
+        (b" \n\t\n", 16, True, "every line is blank"),
+        (b"abc " * 40 + b"caf\xe9 abc", 16, False, r"byte 163 \(the first is 0\) is not UTF-8"),
+        (b"abc\n" * 40 + b"abc caf\xc3", 16, True, "byte 167 .* is not UTF-8"),
+        (b"abc", 2, False, "--block_size 2: must be at least 3"),
+        (b"abc" * 40, 16, False, "no space in .* bytes from byte 0 on"),
+        (b"abc\n" + b"abc " * 40, 16, True, "no line break in .* bytes from byte 4 on"),
+    ],
+)
+def test_bad_texts_are_told_in_one_line(
+    tokenizer, tmp_path, monkeypatch, content, block_size, by_lines, told
+):
     monkeypatch.setattr(text, "LONGEST_PIECE", 100)
     path = tmp_path / "text"
     if content is not None:
@@ -486,8 +582,13 @@ def test_a_text_that_grows_while_it_is_read(tokenizer, corpus, monkeypatch):
             file.write(b"abc ")
 
     counted(monkeypatch, "finish")
-    with monkeypatch.context() as patched, pytest.raises(UserError, match="changed while it was read"):
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(UserError, match="changed while it was read"),
+    ):
         counted(patched, "append", lambda count: grow(count) if count == 5 else None)
         text.load_blocks(corpus, tokenizer, 16)
     assert set(contents(corpus.parent)) == {corpus.name}
-    assert len(text.load_blocks(corpus, tokenizer, 16).ids) == len(whole_ids(tokenizer, corpus.read_text("utf-8")))
+    assert len(text.load_blocks(corpus, tokenizer, 16).ids) == len(
+        whole_ids(tokenizer, corpus.read_text("utf-8"))
+    )

@@ -12,7 +12,16 @@ import numpy as np
 from utils import files
 
 # what numpy and zipfile raise for archives that are cut short or spoilt
-DAMAGE = (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
+DAMAGE = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def digest(*parts: bytes | str | Path) -> str:
@@ -27,8 +36,12 @@ def digest(*parts: bytes | str | Path) -> str:
     return total.hexdigest()[:16]
 
 
-def cached_arrays(path: Path, build: Callable[[], dict[str, np.ndarray]], sound: Callable[[dict[str, np.ndarray]], bool],
-                  overwrite: bool = False) -> dict[str, np.ndarray]:
+def cached_arrays(
+    path: Path,
+    build: Callable[[], dict[str, np.ndarray]],
+    sound: Callable[[dict[str, np.ndarray]], bool],
+    overwrite: bool = False,
+) -> dict[str, np.ndarray]:
     """The arrays in the .npz at `path`, or those that `build` makes, then written there whole.
 
     A cache that cannot be read or is not `sound` is built anew, one that cannot be written is skipped; both say so on
@@ -42,7 +55,10 @@ def cached_arrays(path: Path, build: Callable[[], dict[str, np.ndarray]], sound:
                 raise ValueError("it holds something else")
             return arrays
         except DAMAGE as error:
-            print(f"warning: {path}: cache cannot be read ({error}); building it anew", file=sys.stderr)
+            print(
+                f"warning: {path}: cache cannot be read ({error}); building it anew",
+                file=sys.stderr,
+            )
     arrays = build()
     try:
         with files.written_whole(path) as temporary, open(temporary, "wb") as file:

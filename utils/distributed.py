@@ -9,21 +9,29 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-TIMEOUT = timedelta(seconds=45)  # in training: a process that is lost or hangs ends the others within a minute
-PATIENCE = timedelta(minutes=30)  # elsewhere: one may import, read data or write a checkpoint longer than the others
+TIMEOUT = timedelta(
+    seconds=45
+)  # in training: a process that is lost or hangs ends the others within a minute
+PATIENCE = timedelta(
+    minutes=30
+)  # elsewhere: one may import, read data or write a checkpoint longer than the others
 _training = None  # the group of all processes with the short timeout
 
 
 def join(no_cuda: bool) -> torch.device:
     """Join the processes that torchrun started, if it did; the device of this one."""
     cuda = torch.cuda.is_available() and not no_cuda
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    device = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    )
     if cuda:
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         global _training
         dist.init_process_group("gloo", timeout=PATIENCE)
-        _training = dist.new_group(backend="cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+        _training = dist.new_group(
+            backend="cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT
+        )
     return device
 
 
@@ -130,6 +138,12 @@ def loss_module(model: nn.Module, task) -> nn.Module:
     if size() == 1:
         return module
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch have another name for broadcast_buffers
-        return nn.parallel.DistributedDataParallel(module, process_group=_training, broadcast_buffers=False,
-                                                   find_unused_parameters=not model.trains_pooler)
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # newer versions of torch have another name for broadcast_buffers
+        return nn.parallel.DistributedDataParallel(
+            module,
+            process_group=_training,
+            broadcast_buffers=False,
+            find_unused_parameters=not model.trains_pooler,
+        )

@@ -20,8 +20,14 @@ EVENTS = "events"  # TensorBoard events, in a folder of their own
 PREDICTIONS = "predictions_{prefix}.json"
 NBEST = "nbest_predictions_{prefix}.json"
 NULL_ODDS = "null_odds_{prefix}.json"
-MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-               "vocab.txt")  # a Hugging Face folder
+MODEL_FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+)  # a Hugging Face folder
 REWIND_WEIGHTS = "rewind_weights.pt"  # theta_i of a run that rewinds to i > 0
 RUN = "run.json"  # the arguments of the run that owns the folder, and whether it is finished
 LOCK = ".lock"
@@ -33,7 +39,16 @@ SQUAD_CACHE = "cached_{split}_squad_{max_length}_{digest}.npz"
 TEXT_CACHE = "{text}.{tokenizer}.{mode}.ids"  # mode: stream or lines
 TEXT_PARTIAL = ".{cache}.partial"  # a text cache in the making
 
-RUN_FILES = (RESULTS, EVAL_RESULTS, TICKETS, EVENTS, RUN, *MODEL_FILES, REWIND_WEIGHTS, REWIND_WEIGHTS + MASK_INFO_SUFFIX)
+RUN_FILES = (
+    RESULTS,
+    EVAL_RESULTS,
+    TICKETS,
+    EVENTS,
+    RUN,
+    *MODEL_FILES,
+    REWIND_WEIGHTS,
+    REWIND_WEIGHTS + MASK_INFO_SUFFIX,
+)
 REPLACED = "replaced-{number}"  # tickets of a run whose folder was taken by one that finds none
 _STATE_NAME = re.compile(rf"{STATE}-(new|\d+-\d+(-[0-9a-f]{{16}})?)\.pt")
 _NUMBERED = re.compile(r"checkpoint-\d+|((nbest_)?predictions|null_odds)_\d*\.json")
@@ -180,7 +195,9 @@ def _umask() -> int:
 
 def is_ours(name: str) -> bool:
     """Whether a run of this project writes a file or folder of this name, so that replacing a run may remove it."""
-    return name in RUN_FILES or bool(_NUMBERED.fullmatch(name)) or is_state(name) or is_leftover(name)
+    return (
+        name in RUN_FILES or bool(_NUMBERED.fullmatch(name)) or is_state(name) or is_leftover(name)
+    )
 
 
 def is_state(name: str) -> bool:
@@ -193,12 +210,19 @@ def is_leftover(name: str) -> bool:
     whole, _, end = name.removeprefix(".").rpartition(".")
     if not name.startswith(".") or end not in ("tmp", "old"):
         return False
-    return any(each in RUN_FILES or _NUMBERED.fullmatch(each) or is_state(each) for each in (whole, whole.rpartition(".")[0]))
+    return any(
+        each in RUN_FILES or _NUMBERED.fullmatch(each) or is_state(each)
+        for each in (whole, whole.rpartition(".")[0])
+    )
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoint folders in an output folder, by step."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    found = [
+        path
+        for path in folder.glob("checkpoint-*")
+        if path.name.removeprefix("checkpoint-").isdigit()
+    ]
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 

@@ -21,8 +21,12 @@ def describe_mask(path: Path | None, mask: masks.Mask | None, info: dict | None)
     """What a results row says of a mask: measured sparsity, file, digest, where it comes from."""
     if mask is None:
         return {"sparsity": 0.0, "mask": None, "mask_sha256": None, "mask_info": None}
-    return {"sparsity": round(masks.sparsity(mask), 9), "mask": str(path), "mask_sha256": masks.digest(mask),
-            "mask_info": info}
+    return {
+        "sparsity": round(masks.sparsity(mask), 9),
+        "mask": str(path),
+        "mask_sha256": masks.digest(mask),
+        "mask_info": info,
+    }
 
 
 def fine_tune(trainer: Trainer, total: int, planned: int, order: seeds.Order, watch: Watch) -> None:
@@ -32,7 +36,9 @@ def fine_tune(trainer: Trainer, total: int, planned: int, order: seeds.Order, wa
     if done == 0:
         seeds.seed_round(order.seed, 0, distributed.rank())
     rate = linear_schedule(trainer.recipe.learning_rate, planned, trainer.recipe.warmup_steps)
-    trainer.train(Plan(total, rate, lambda step: order.batches(0, step)), done, (order.seed, 0), watch)
+    trainer.train(
+        Plan(total, rate, lambda step: order.batches(0, step)), done, (order.seed, 0), watch
+    )
     watch.flush()
 
 
@@ -56,5 +62,3 @@ def save_final(model, tokenizer, folder: Path) -> None:
             file.replace(folder / file.name)
         (folder / files.checkpoint_name(0)).rmdir()
     distributed.wait_for_first()
-
-

@@ -43,8 +43,11 @@ class GlueTask:
         """Outputs of the head: classes, or 1 for regression."""
         return 1 if self.spec.labels is None else len(self.spec.labels)
 
-    def read(self, data_dir: Path, tokenizer, max_length: int, train: bool, dev: bool, **cache) -> None:
+    def read(
+        self, data_dir: Path, tokenizer, max_length: int, train: bool, dev: bool, **cache
+    ) -> None:
         """Read the splits needed. Raises UserError naming file and row if one is malformed."""
+
         def load(split: str) -> tuple[Rows, np.ndarray]:
             return glue_data.load(self.spec, Path(data_dir), split, tokenizer, max_length, **cache)
 
@@ -66,11 +69,17 @@ class GlueTask:
         """Tokens of these training rows, int64 [B]; None as released: such a batch goes through the model as a whole."""
         return None if self.pad_to else self.train[0].lengths(rows)
 
-    def train_batch(self, rows: np.ndarray, place: tuple[int, ...], device: torch.device) -> GlueBatch:
+    def train_batch(
+        self, rows: np.ndarray, place: tuple[int, ...], device: torch.device
+    ) -> GlueBatch:
         """The batch of these training rows; nothing in it is random, so `place` is not used."""
         features, labels = self.train
         own, total = my_rows(rows)
-        return GlueBatch(pack(features, own, self.pad_to).to(device), total, send(torch.from_numpy(labels[own]), device))
+        return GlueBatch(
+            pack(features, own, self.pad_to).to(device),
+            total,
+            send(torch.from_numpy(labels[own]), device),
+        )
 
     def logits(self, model: nn.Module, packed: Packed) -> torch.Tensor:
         """[B, labels]"""
@@ -85,7 +94,9 @@ class GlueTask:
         return F.cross_entropy(logits, batch.labels, reduction="sum") / batch.total
 
     @torch.no_grad()
-    def predict(self, model: nn.Module, rows: Rows, device: torch.device, precision: str = "fp32") -> np.ndarray:
+    def predict(
+        self, model: nn.Module, rows: Rows, device: torch.device, precision: str = "fp32"
+    ) -> np.ndarray:
         """Logits of every row, in the rows' order, float32 [n, labels]."""
         model.eval()
         found = np.zeros((len(rows), self.labels), dtype=np.float32)
@@ -95,13 +106,19 @@ class GlueTask:
             found[batch] = logits.float().cpu().numpy()
         return total_array(found)
 
-    def evaluate(self, model: nn.Module, device: torch.device, precision: str, folder: Path, prefix: str) -> dict:
+    def evaluate(
+        self, model: nn.Module, device: torch.device, precision: str, folder: Path, prefix: str
+    ) -> dict:
         """The metrics on the development set; MNLI's mismatched ones carry the suffix `_mm`."""
         results = {}
         for split, (rows, labels) in self.dev.items():
             logits = self.predict(model, rows, device, precision)
             predictions = logits[:, 0] if self.spec.labels is None else logits.argmax(1)
             found = metrics.glue_metrics(self.name, predictions, labels)
-            suffix = "_mm" if self.name == "mnli" and split == "dev_mismatched" and not self.pad_to else ""
+            suffix = (
+                "_mm"
+                if self.name == "mnli" and split == "dev_mismatched" and not self.pad_to
+                else ""
+            )
             results |= {f"{key}{suffix}": value for key, value in found.items()}
         return results

@@ -49,8 +49,16 @@ SPECS = {
     spec.name: spec
     for spec in (
         GlueSpec("cola", _BINARY, "sentence", None, header=("source", "label", "mark", "sentence")),
-        GlueSpec("mnli", _MNLI, label="gold_label", dev="dev_matched.tsv", dev_mismatched="dev_mismatched.tsv"),
-        GlueSpec("mnli-mm", _MNLI, label="gold_label", dev=None, dev_mismatched="dev_mismatched.tsv"),
+        GlueSpec(
+            "mnli",
+            _MNLI,
+            label="gold_label",
+            dev="dev_matched.tsv",
+            dev_mismatched="dev_mismatched.tsv",
+        ),
+        GlueSpec(
+            "mnli-mm", _MNLI, label="gold_label", dev=None, dev_mismatched="dev_mismatched.tsv"
+        ),
         GlueSpec("mrpc", _BINARY, "#1 String", "#2 String", "Quality"),
         GlueSpec("sst-2", _BINARY, "sentence", None),
         GlueSpec("sts-b", None, label="score"),
@@ -81,7 +89,9 @@ def find_spec(task_name: str) -> GlueSpec:
         return SPECS[task_name.lower()]
     near = difflib.get_close_matches(task_name.lower(), SPECS, n=1, cutoff=0.4)
     meant = f"did you mean {near[0]}? " if near else ""
-    raise UserError(f"--task_name {task_name}: no such GLUE task; {meant}(one of {', '.join(SPECS)})")
+    raise UserError(
+        f"--task_name {task_name}: no such GLUE task; {meant}(one of {', '.join(SPECS)})"
+    )
 
 
 def load(
@@ -106,8 +116,11 @@ def load(
     build = functools.partial(_arrays, spec, path, tokenizer, max_length)
     arrays = cached_arrays(cache, build, _sound, overwrite_cache)
     if left_out := arrays["left_out"].tolist():
-        print(f"{path}: rows with too few columns are left out, as the released code does: "
-              f"{', '.join(map(str, left_out))}", file=sys.stderr)
+        print(
+            f"{path}: rows with too few columns are left out, as the released code does: "
+            f"{', '.join(map(str, left_out))}",
+            file=sys.stderr,
+        )
     return Rows(arrays["ids"], arrays["types"], arrays["starts"]), arrays["labels"]
 
 
@@ -121,10 +134,14 @@ def read_examples(spec: GlueSpec, path: Path) -> GlueExamples:
     first = 1 if spec.header else 2
     for column in (spec.label, spec.text_a, spec.text_b):
         if column is not None and column not in header:
-            raise UserError(f"{path} row 1: the header has no column {column!r} ({spec.name} needs it), "
-                            f"only {', '.join(map(repr, header))[:200]}")
-    rows = {number: line.split("\t") for number, line in enumerate(lines[first - 1:], first)}
-    left_out = [number for number, row in rows.items() if len(row) < len(header)] if spec.torn else []
+            raise UserError(
+                f"{path} row 1: the header has no column {column!r} ({spec.name} needs it), "
+                f"only {', '.join(map(repr, header))[:200]}"
+            )
+    rows = {number: line.split("\t") for number, line in enumerate(lines[first - 1 :], first)}
+    left_out = (
+        [number for number, row in rows.items() if len(row) < len(header)] if spec.torn else []
+    )
     for number in left_out:
         del rows[number]
     if not rows:
@@ -132,7 +149,9 @@ def read_examples(spec: GlueSpec, path: Path) -> GlueExamples:
     _check_widths(path, rows, header)
     labels = _labels(spec, path, _column(rows, header, spec.label), list(rows))
     text_b = _column(rows, header, spec.text_b) if spec.text_b else None
-    return GlueExamples(_column(rows, header, spec.text_a), text_b, labels, np.array(left_out, dtype=np.int64))
+    return GlueExamples(
+        _column(rows, header, spec.text_a), text_b, labels, np.array(left_out, dtype=np.int64)
+    )
 
 
 def features(examples: GlueExamples, tokenizer, max_length: int) -> Rows:
@@ -143,7 +162,9 @@ def features(examples: GlueExamples, tokenizer, max_length: int) -> Rows:
     paired = examples.text_b is not None
     room = max_length - (3 if paired else 2)
     if room < 1:
-        raise UserError(f"--max_seq_length {max_length}: leaves no room for a text between the special tokens")
+        raise UserError(
+            f"--max_seq_length {max_length}: leaves no room for a text between the special tokens"
+        )
     bare = _bare(tokenizer)
     ids_a, counts_a = _word_pieces(bare, examples.text_a)
     if not paired:
@@ -153,7 +174,9 @@ def features(examples: GlueExamples, tokenizer, max_length: int) -> Rows:
     return _assembled([(ids_a, counts_a, keep_a), (ids_b, counts_b, keep_b)], tokenizer)
 
 
-def longest_first(counts_a: np.ndarray, counts_b: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+def longest_first(
+    counts_a: np.ndarray, counts_b: np.ndarray, room: int
+) -> tuple[np.ndarray, np.ndarray]:
     """How many tokens of each pair of texts, int64 [n], fit into `room` when the longer one always loses its last.
 
     Of two equally long texts the second loses, as in the 2020 WordPiece code: room for 13 is 7 and 6.
@@ -181,7 +204,9 @@ def _lines(path: Path) -> list[str]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         row = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path} row {row}: not UTF-8 (byte 0x{data[error.start]:02x}); convert the file") from None
+        raise UserError(
+            f"{path} row {row}: not UTF-8 (byte 0x{data[error.start]:02x}); convert the file"
+        ) from None
     # str.splitlines would also split at \x0b, \x85 and others, which real sentences contain
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     while lines and not lines[-1].strip(" "):
@@ -194,9 +219,15 @@ def _lines(path: Path) -> list[str]:
 def _check_widths(path: Path, rows: dict[int, list[str]], header: list[str]) -> None:
     wrong = [number for number, row in rows.items() if len(row) != len(header)]
     if wrong:
-        others = f" ({len(wrong)} such rows: {', '.join(map(str, wrong[:50]))})" if len(wrong) > 1 else ""
-        raise UserError(f"{path} row {wrong[0]}: {len(rows[wrong[0]])} columns instead of {len(header)}"
-                        f"{others}; mend or delete it")
+        others = (
+            f" ({len(wrong)} such rows: {', '.join(map(str, wrong[:50]))})"
+            if len(wrong) > 1
+            else ""
+        )
+        raise UserError(
+            f"{path} row {wrong[0]}: {len(rows[wrong[0]])} columns instead of {len(header)}"
+            f"{others}; mend or delete it"
+        )
 
 
 def _column(rows: dict[int, list[str]], header: list[str], name: str) -> list[str]:
@@ -210,7 +241,9 @@ def _labels(spec: GlueSpec, path: Path, texts: list[str], numbers: list[int]) ->
     if None in values:
         at = values.index(None)
         wanted = f"one of {', '.join(known)}" if known else "a finite number"
-        raise UserError(f"{path} row {numbers[at]}: {spec.label} is {texts[at][:60]!r}, must be {wanted}")
+        raise UserError(
+            f"{path} row {numbers[at]}: {spec.label} is {texts[at][:60]!r}, must be {wanted}"
+        )
     return np.array(values, dtype=np.float32 if spec.labels is None else np.int64)
 
 
@@ -236,7 +269,12 @@ def _word_pieces(bare, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """WordPiece ids of all texts one after another, int32 [tokens], and their number for each text, int64 [n]."""
     counts, chunks = [], []
     for start in range(0, len(texts), CHUNK):
-        encoded = [one.ids for one in bare.encode_batch_fast(texts[start:start + CHUNK], add_special_tokens=False)]
+        encoded = [
+            one.ids
+            for one in bare.encode_batch_fast(
+                texts[start : start + CHUNK], add_special_tokens=False
+            )
+        ]
         counts.extend(map(len, encoded))
         chunks.append(np.fromiter(itertools.chain.from_iterable(encoded), dtype=np.int32))
     return np.concatenate(chunks), np.array(counts, dtype=np.int64)
@@ -246,7 +284,9 @@ def _assembled(segments: list[tuple[np.ndarray, np.ndarray, np.ndarray]], tokeni
     """Rows from one or two (ids, tokens of each text, tokens of each to keep), special tokens put around them."""
     lengths = 1 + sum(keep + 1 for _, _, keep in segments)
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    ids = np.full(starts[-1], tokenizer.sep_token_id, dtype=np.int32)  # what no text overwrites stays a [SEP]
+    ids = np.full(
+        starts[-1], tokenizer.sep_token_id, dtype=np.int32
+    )  # what no text overwrites stays a [SEP]
     types = np.zeros(starts[-1], dtype=np.uint8)
     ids[starts[:-1]] = tokenizer.cls_token_id
     target = starts[:-1] + 1
@@ -265,15 +305,24 @@ def _spans(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def _arrays(spec: GlueSpec, path: Path, tokenizer, max_length: int) -> dict[str, np.ndarray]:
     examples = read_examples(spec, path)
     rows = features(examples, tokenizer, max_length)
-    return {"ids": rows.ids, "types": rows.types, "starts": rows.starts, "labels": examples.labels,
-            "left_out": examples.left_out}
+    return {
+        "ids": rows.ids,
+        "types": rows.types,
+        "starts": rows.starts,
+        "labels": examples.labels,
+        "left_out": examples.left_out,
+    }
 
 
 def _sound(arrays: dict[str, np.ndarray]) -> bool:
     """Whether cached arrays fit together as rows and labels."""
-    if set(arrays) != {"ids", "types", "starts", "labels", "left_out"} or any(np.ndim(a) != 1 for a in arrays.values()):
+    if set(arrays) != {"ids", "types", "starts", "labels", "left_out"} or any(
+        np.ndim(a) != 1 for a in arrays.values()
+    ):
         return False
     ids, types, starts, labels = (arrays[name] for name in ("ids", "types", "starts", "labels"))
     integers = all(array.dtype.kind in "iu" for array in (ids, types, starts))
     ends = len(starts) > 1 and starts[0] == 0 and starts[-1] == len(ids) == len(types)
-    return bool(integers and ends and len(starts) == len(labels) + 1 and (np.diff(starts) > 0).all())
+    return bool(
+        integers and ends and len(starts) == len(labels) + 1 and (np.diff(starts) > 0).all()
+    )

@@ -22,10 +22,16 @@ class Graphs:
     Recordings keep memory of their own for what a pass computes; where the GPU has not enough for that, they are given up.
     """
 
-    def __init__(self, loss: Callable[..., tuple[torch.Tensor, torch.Tensor]], parameters: Iterable[torch.nn.Parameter]):
+    def __init__(
+        self,
+        loss: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+        parameters: Iterable[torch.nn.Parameter],
+    ):
         self._loss = loss
         self._parameters = [p for p in parameters if p.requires_grad]
-        self._gradients: list[torch.Tensor | None] | None = None  # None for a parameter that the loss does not depend on
+        self._gradients: list[torch.Tensor | None] | None = (
+            None  # None for a parameter that the loss does not depend on
+        )
         self._reported: torch.Tensor | None = None
         self._given_up = False
         self._occurred: collections.Counter = collections.Counter()
@@ -41,7 +47,10 @@ class Graphs:
             if not self._fits(batch, adding, constants):  # what the error held is free by now
                 self._give_up()
                 self._compute(batch, adding, constants)
-                tqdm.write("warning: the GPU has not enough memory to replay CUDA graphs; going on without", file=sys.stderr)
+                tqdm.write(
+                    "warning: the GPU has not enough memory to replay CUDA graphs; going on without",
+                    file=sys.stderr,
+                )
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
         return self._reported
@@ -61,7 +70,9 @@ class Graphs:
         self._occurred[key] += 1
         if key not in self._recorded:
             if self._given_up or self._occurred[key] == 1 or len(self._recorded) == MOST:
-                self._compute(batch, adding, constants)  # at first kernels are loaded and compiled: not to be recorded
+                self._compute(
+                    batch, adding, constants
+                )  # at first kernels are loaded and compiled: not to be recorded
                 return
             graph = record(lambda: self._compute(batch, adding, constants), self._pool)
             self._recorded[key], self._pool = (batch, graph), graph.pool()
@@ -101,9 +112,13 @@ class Graphs:
         found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
         if self._gradients is None:
             pairs = zip(self._parameters, found, strict=True)
-            self._gradients = [None if new is None else torch.empty_like(parameter) for parameter, new in pairs]
+            self._gradients = [
+                None if new is None else torch.empty_like(parameter) for parameter, new in pairs
+            ]
             self._reported = torch.empty_like(reported)
-        kept, new = ([g for g in gradients if g is not None] for gradients in (self._gradients, found))
+        kept, new = (
+            [g for g in gradients if g is not None] for gradients in (self._gradients, found)
+        )
         (torch._foreach_add_ if adding else torch._foreach_copy_)(kept, new)
         self._reported.copy_(reported)
 
@@ -117,7 +132,9 @@ def record(work: Callable[[], None], pool) -> torch.cuda.CUDAGraph:
         try:
             work()
         except BaseException:
-            with contextlib.suppress(RuntimeError):  # what was recorded up to here may be of no use; the error tells why
+            with contextlib.suppress(
+                RuntimeError
+            ):  # what was recorded up to here may be of no use; the error tells why
                 graph.capture_end()
             raise
         graph.capture_end()

@@ -63,29 +63,43 @@ class Policy:
         behind = round_ * self.round_steps - (self.short_first_round and round_ > 0)
 
         def batches(step: int):
-            return order.batches(0, behind + step) if self.data_run_on else order.batches(round_, step)
+            return (
+                order.batches(0, behind + step) if self.data_run_on else order.batches(round_, step)
+            )
 
         return Plan(self.steps(round_), rate, batches)
 
 
 def check_policy(policy: Policy) -> None:
     """Raises UserError naming the flag where the rounds asked for cannot be."""
-    ascending = all(a < b for a, b in zip((0.0, *policy.sparsities), policy.sparsities, strict=False))
+    ascending = all(
+        a < b for a, b in zip((0.0, *policy.sparsities), policy.sparsities, strict=False)
+    )
     if not ascending or policy.sparsities[-1] > 1:
         raise UserError("--sparsities must rise strictly between 0 and 1, such as 0.2 0.5 0.9")
     if policy.round_steps < 1:
-        raise UserError("--save_steps is the length of an IMP round and must be at least 1; "
-                        "left out, it is a tenth of the run")
+        raise UserError(
+            "--save_steps is the length of an IMP round and must be at least 1; "
+            "left out, it is a tenth of the run"
+        )
     if policy.wanted < 1:
-        raise UserError("--sparsities: the released code prunes to the first before any training; give at least two")
+        raise UserError(
+            "--sparsities: the released code prunes to the first before any training; give at least two"
+        )
     if policy.rounds < 1:
-        raise UserError(f"--save_steps {policy.round_steps} is longer than the run of {policy.total_steps} steps; "
-                        "lower it, or raise --num_train_epochs or --max_steps")
+        raise UserError(
+            f"--save_steps {policy.round_steps} is longer than the run of {policy.total_steps} steps; "
+            "lower it, or raise --num_train_epochs or --max_steps"
+        )
     if not 0 <= policy.rewind_steps < policy.round_steps:
-        raise UserError(f"--rewind_steps {policy.rewind_steps} must lie within a round of {policy.round_steps} steps")
+        raise UserError(
+            f"--rewind_steps {policy.rewind_steps} must lie within a round of {policy.round_steps} steps"
+        )
 
 
-def find_tickets(trainer: Trainer, policy: Policy, order: seeds.Order, tickets: "Tickets", watch: Watch) -> list[dict]:
+def find_tickets(
+    trainer: Trainer, policy: Policy, order: seeds.Order, tickets: "Tickets", watch: Watch
+) -> list[dict]:
     """Run Algorithm 1; returns one entry per ticket (round, sparsity, mask file, digest, score).
 
     Everything is written round by round; a run that was stopped goes on where its last checkpoint was taken.
@@ -105,8 +119,12 @@ def find_tickets(trainer: Trainer, policy: Policy, order: seeds.Order, tickets: 
             seeds.seed_round(order.seed, round_, distributed.rank())
         plan = policy.plan(round_, trainer.recipe, order)
         if round_ == 0 and 0 < policy.rewind_steps >= start:
-            theta, start = _train_to_theta_i(trainer, policy, plan, start, order.seed, tickets, watch)
-        trainer.train(plan, start, (order.seed, round_), watch)  # train m * theta_i, gamma_i to step t
+            theta, start = _train_to_theta_i(
+                trainer, policy, plan, start, order.seed, tickets, watch
+            )
+        trainer.train(
+            plan, start, (order.seed, round_), watch
+        )  # train m * theta_i, gamma_i to step t
         watch.flush()
         score = tickets.score(round_)
         trainer.give_back(0)  # pruning and files need room
@@ -125,8 +143,15 @@ def find_tickets(trainer: Trainer, policy: Policy, order: seeds.Order, tickets: 
     return tickets.entries
 
 
-def _train_to_theta_i(trainer: Trainer, policy: Policy, plan: Plan, start: int, seed: int, tickets: "Tickets",
-                      watch: Watch):
+def _train_to_theta_i(
+    trainer: Trainer,
+    policy: Policy,
+    plan: Plan,
+    start: int,
+    seed: int,
+    tickets: "Tickets",
+    watch: Watch,
+):
     """Train theta_0, gamma_0 to step i, keep theta_i and gamma_i, and go on with a new optimizer, as later rounds do."""
     trainer.train(Plan(policy.rewind_steps, plan.rate, plan.batches), start, (seed, 0), watch)
     theta = masks.snapshot(trainer.model)
@@ -142,10 +167,24 @@ class Tickets:
     where the user asked for no evaluation. `keep_models` bounds the subnetworks kept; masks always stay.
     """
 
-    def __init__(self, run: Run, policy: Policy, task: str, tokenizer, evaluate: Callable, score_key: str,
-                 as_released: bool, keep_models: int | None):
+    def __init__(
+        self,
+        run: Run,
+        policy: Policy,
+        task: str,
+        tokenizer,
+        evaluate: Callable,
+        score_key: str,
+        as_released: bool,
+        keep_models: int | None,
+    ):
         self.run, self.policy, self.tokenizer, self.evaluate = run, policy, tokenizer, evaluate
-        self.task, self.score_key, self.as_released, self.keep_models = task, score_key, as_released, keep_models
+        self.task, self.score_key, self.as_released, self.keep_models = (
+            task,
+            score_key,
+            as_released,
+            keep_models,
+        )
         self.entries = (files.read_json(run.folder / files.TICKETS) or {}).get("tickets", [])
         self._began = time.monotonic()
 
@@ -157,20 +196,36 @@ class Tickets:
     def origin(self, sparsity: float) -> dict:
         """Where a mask of this run comes from, for its sidecar and the results rows."""
         p = self.policy
-        return {"method": "imp", "task": self.task, "sparsity": sparsity, "seed": self.run.arguments.get("seed"),
-                "rewind": p.rewind, "rewind_steps": p.rewind_steps, "rewind_fraction": p.rewind_steps / p.round_steps,
-                "as_released": self.as_released}
+        return {
+            "method": "imp",
+            "task": self.task,
+            "sparsity": sparsity,
+            "seed": self.run.arguments.get("seed"),
+            "rewind": p.rewind,
+            "rewind_steps": p.rewind_steps,
+            "rewind_fraction": p.rewind_steps / p.round_steps,
+            "as_released": self.as_released,
+        }
 
     def mask_row(self, round_: int) -> dict:
         """What a results row says of the mask that `round_` trains with."""
         entry = self.entries[-1] if self.entries else None
         if entry is None and self.policy.prune_first:
             first = self.policy.sparsities[0]
-            return {"sparsity": first, "mask": None, "mask_sha256": None, "mask_info": self.origin(first)}
+            return {
+                "sparsity": first,
+                "mask": None,
+                "mask_sha256": None,
+                "mask_info": self.origin(first),
+            }
         if entry is None:
             return {"sparsity": 0.0, "mask": None, "mask_sha256": None, "mask_info": None}
-        return {"sparsity": entry["sparsity"], "mask": str(self.run.folder / entry["mask"]),
-                "mask_sha256": entry["mask_sha256"], "mask_info": self.origin(entry["sparsity"])}
+        return {
+            "sparsity": entry["sparsity"],
+            "mask": str(self.run.folder / entry["mask"]),
+            "mask_sha256": entry["mask_sha256"],
+            "mask_info": self.origin(entry["sparsity"]),
+        }
 
     def score(self, round_: int, step: int | None = None) -> float | None:
         """Evaluate the subnetwork in training: at the end of `round_`, or at global `step` within it."""
@@ -179,7 +234,11 @@ class Tickets:
 
     def checkpoint(self, round_: int):
         """The folder of `round_`, written whole by the first process; None to the others."""
-        return files.folder_written_whole(self.folder(round_)) if distributed.first() else contextlib.nullcontext()
+        return (
+            files.folder_written_whole(self.folder(round_))
+            if distributed.first()
+            else contextlib.nullcontext()
+        )
 
     def folder(self, round_: int) -> Path:
         """checkpoint-STEP, STEP being the global step at which `round_` ends."""
@@ -195,7 +254,15 @@ class Tickets:
         if folder is not None:
             masks.save(mask, folder / files.MASK, self.origin(sparsity))
         path = f"{self.folder(round_).name}/{files.MASK}"
-        self.entries.append({"round": round_ + 1, "sparsity": sparsity, "mask": path, "mask_sha256": sha256, "score": None})
+        self.entries.append(
+            {
+                "round": round_ + 1,
+                "sparsity": sparsity,
+                "mask": path,
+                "mask_sha256": sha256,
+                "score": None,
+            }
+        )
 
     def publish(self, round_: int, score: float | None, time_left: float) -> None:
         """Enter the score in the index and write it, drop subnetworks over the limit, and print the line of `round_`."""
@@ -212,9 +279,15 @@ class Tickets:
         report.say(self._line(round_, score, time_left))
 
     def _line(self, round_: int, score: float | None, time_left: float) -> str:
-        entry = self.entries[-1] if self.entries and self.entries[-1]["round"] == round_ + 1 else None
+        entry = (
+            self.entries[-1] if self.entries and self.entries[-1]["round"] == round_ + 1 else None
+        )
         scored = "" if score is None else f"  {self.score_key} {score:6.2f}"
-        pruned = "" if entry is None else f"  pruned to {entry['sparsity']:.1%}: {self.run.folder / entry['mask']}"
+        pruned = (
+            ""
+            if entry is None
+            else f"  pruned to {entry['sparsity']:.1%}: {self.run.folder / entry['mask']}"
+        )
         spent = report.duration(time.monotonic() - self._began)
         left = "" if round_ + 1 == self.policy.rounds else f", {report.duration(time_left)} left"
         number = f"round {round_ + 1:2d}/{self.policy.rounds}"
@@ -222,7 +295,11 @@ class Tickets:
 
     def _trained_sparsity(self, round_: int) -> float:
         before = [entry["sparsity"] for entry in self.entries if entry["round"] <= round_]
-        return before[-1] if before else (self.policy.sparsities[0] if self.policy.prune_first else 0.0)
+        return (
+            before[-1]
+            if before
+            else (self.policy.sparsities[0] if self.policy.prune_first else 0.0)
+        )
 
     def save_theta(self, theta: dict[str, torch.Tensor]) -> None:
         """Keep theta_i and gamma_i: later rounds and `--weight_pertub` read them."""
@@ -232,7 +309,9 @@ class Tickets:
 
     def load_theta(self, theta: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """theta_i and gamma_i of this run, named as in `theta`."""
-        return models.match_names(masks.load_tensors(self.run.folder / files.REWIND_WEIGHTS, "weight"), theta)
+        return models.match_names(
+            masks.load_tensors(self.run.folder / files.REWIND_WEIGHTS, "weight"), theta
+        )
 
 
 def trained_mask(folder: Path, checkpoint: Path) -> dict | None:
@@ -248,6 +327,10 @@ def trained_mask(folder: Path, checkpoint: Path) -> dict | None:
         path = folder / entry["mask"]
         if int(path.parent.name.rpartition("-")[2]) >= int(checkpoint.name.rpartition("-")[2]):
             break
-        row = {"sparsity": entry["sparsity"], "mask": str(path), "mask_sha256": entry["mask_sha256"],
-               "mask_info": files.read_json(masks.info_path(path))}
+        row = {
+            "sparsity": entry["sparsity"],
+            "mask": str(path),
+            "mask_sha256": entry["mask_sha256"],
+            "mask_info": files.read_json(masks.info_path(path)),
+        }
     return row

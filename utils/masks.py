@@ -30,14 +30,22 @@ def prunable(model: nn.Module) -> dict[str, nn.Linear]:
 
     `model` is any BERT task model with its encoder as `.bert` (73 matrices for BERT-base, section 3.1 of the paper).
     """
-    found = {f"bert.encoder.{name}": m for name, m in model.bert.encoder.named_modules() if isinstance(m, nn.Linear)}
+    found = {
+        f"bert.encoder.{name}": m
+        for name, m in model.bert.encoder.named_modules()
+        if isinstance(m, nn.Linear)
+    }
     return found | {"bert.pooler.dense": model.bert.pooler.dense}
 
 
 def attach(model: nn.Module, mask: Mask | None = None) -> None:
     """Put `mask` (all ones if None) on the model through torch's prune; once per model, later changes happen in place."""
     for name, module in prunable(model).items():
-        keep = torch.ones_like(module.weight) if mask is None else mask[name + SUFFIX].to(module.weight)
+        keep = (
+            torch.ones_like(module.weight)
+            if mask is None
+            else mask[name + SUFFIX].to(module.weight)
+        )
         prune.custom_from_mask(module, "weight", keep)
 
 
@@ -59,7 +67,10 @@ def _forget_product(module: nn.Linear, *_) -> None:
 
 def current(model: nn.Module) -> Mask:
     """A copy of the mask that is attached to `model`, as bool tensors on the CPU."""
-    return {name + SUFFIX: module.weight_mask.to("cpu", torch.bool, copy=True) for name, module in prunable(model).items()}
+    return {
+        name + SUFFIX: module.weight_mask.to("cpu", torch.bool, copy=True)
+        for name, module in prunable(model).items()
+    }
 
 
 def assign(model: nn.Module, mask: Mask) -> None:
@@ -70,7 +81,9 @@ def assign(model: nn.Module, mask: Mask) -> None:
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Name -> the trained parameter behind each prunable matrix (`weight_orig` once a mask is attached)."""
-    return {name: getattr(m, "weight_orig", m.weight).detach() for name, m in prunable(model).items()}
+    return {
+        name: getattr(m, "weight_orig", m.weight).detach() for name, m in prunable(model).items()
+    }
 
 
 def sparsity(mask: Mask) -> float:
@@ -87,21 +100,31 @@ def prune_to(model: nn.Module, target: float) -> None:
     """
     modules = prunable(model)
     values = weights(model)
-    kept = selection.each(lambda name: torch.as_tensor(selection.array(modules[name].weight_mask.float()) != 0), values)
+    kept = selection.each(
+        lambda name: torch.as_tensor(selection.array(modules[name].weight_mask.float()) != 0),
+        values,
+    )
     pruned = magnitude(values, target, dict(zip(values, kept, strict=True)))
     for name, module in modules.items():
-        module.weight_mask.copy_(pruned[name + SUFFIX].view(torch.uint8))  # torch copies these faster than bools
+        module.weight_mask.copy_(
+            pruned[name + SUFFIX].view(torch.uint8)
+        )  # torch copies these faster than bools
 
 
 @torch.no_grad()
-def magnitude(values: dict[str, torch.Tensor], target: float, kept: dict[str, torch.Tensor] | None = None) -> Mask:
+def magnitude(
+    values: dict[str, torch.Tensor], target: float, kept: dict[str, torch.Tensor] | None = None
+) -> Mask:
     """The mask that drops the round(target * N) smallest |values| over all matrices together.
 
     `kept` (bool, same keys) names the weights still alive: the others stay masked and count towards the target. Ties
     at the threshold are dropped in the order of the matrices and, within one, of its flattened entries.
     Raises UserError if a value is not finite, ValueError if more than the target is masked already.
     """
-    keep = {name: torch.ones_like(v, dtype=torch.bool) if kept is None else kept[name] for name, v in values.items()}
+    keep = {
+        name: torch.ones_like(v, dtype=torch.bool) if kept is None else kept[name]
+        for name, v in values.items()
+    }
     count = round(target * sum(v.numel() for v in values.values()))
     return {name + SUFFIX: k for name, k in selection.drop_smallest(values, keep, count).items()}
 
@@ -114,7 +137,10 @@ def random(shapes: dict[str, torch.Size], target: float, seed: int) -> Mask:
     keep = torch.ones(total, dtype=torch.bool)
     keep[torch.randperm(total, generator=generator)[: round(target * total)]] = False
     pieces = torch.split(keep, list(sizes.values()))
-    return {name + SUFFIX: piece.view(shapes[name]).clone() for name, piece in zip(shapes, pieces, strict=True)}
+    return {
+        name + SUFFIX: piece.view(shapes[name]).clone()
+        for name, piece in zip(shapes, pieces, strict=True)
+    }
 
 
 def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -136,9 +162,14 @@ def dense_state(model: nn.Module) -> dict[str, torch.Tensor]:
     for name, value in model.state_dict().items():
         if name.endswith(SUFFIX) or value.data_ptr() in seen:
             continue
-        seen.add(value.data_ptr())  # of the live tensor: a product below may take the address of one already freed
+        seen.add(
+            value.data_ptr()
+        )  # of the live tensor: a product below may take the address of one already freed
         if name.endswith("weight_orig"):
-            name, value = name.removesuffix("_orig"), value * model.get_buffer(name.removesuffix("_orig") + "_mask")
+            name, value = (
+                name.removesuffix("_orig"),
+                value * model.get_buffer(name.removesuffix("_orig") + "_mask"),
+            )
         state[name] = value.detach().to("cpu").contiguous()
     return state
 
@@ -150,7 +181,9 @@ def fingerprint(model: nn.Module) -> str:
     """
     sums = []
     for name, value in model.state_dict().items():
-        value = value.float() if value.dtype == torch.bool else value  # a compiled model's masks are bools
+        value = (
+            value.float() if value.dtype == torch.bool else value
+        )  # a compiled model's masks are bools
         sums.append(f"{name} {zlib.crc32(value.cpu().contiguous().numpy())}")
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
@@ -169,7 +202,9 @@ def save(mask: Mask, path: Path, info: dict) -> str:
     mask = {name: value.cpu().bool().contiguous() for name, value in mask.items()}
     save_tensors(mask, path)
     sha256 = digest(mask)
-    files.write_json(info_path(path), {**info, "sparsity": round(sparsity(mask), 9), "mask_sha256": sha256})
+    files.write_json(
+        info_path(path), {**info, "sparsity": round(sparsity(mask), 9), "mask_sha256": sha256}
+    )
     return sha256
 
 
@@ -197,8 +232,10 @@ def load(path: Path, shapes: dict[str, torch.Size]) -> Mask:
     for name, shape in shapes.items():
         key = name + SUFFIX
         if mask[key].shape != shape:
-            raise UserError(f"{path}: {key} has shape {tuple(mask[key].shape)}, this model needs {tuple(shape)}; "
-                            "the mask belongs to another architecture")
+            raise UserError(
+                f"{path}: {key} has shape {tuple(mask[key].shape)}, this model needs {tuple(shape)}; "
+                "the mask belongs to another architecture"
+            )
         _check_binary(path, key, mask[key])
     return {key: mask[key].bool() for key in expected}
 
@@ -215,11 +252,17 @@ def load_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
         _check_sums(path)
     except pickle.UnpicklingError as error:  # torch's message would advise to trust the file
-        raise UserError(f"{path}: not a {what} file of tensors only; refused, nothing in it was run") from error
+        raise UserError(
+            f"{path}: not a {what} file of tensors only; refused, nothing in it was run"
+        ) from error
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise UserError(f"{path}: the {what} file is cut short or damaged ({_first_line(error)})") from error
+        raise UserError(
+            f"{path}: the {what} file is cut short or damaged ({_first_line(error)})"
+        ) from error
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{path}: a {what} file holds a dict of tensors, this one holds {type(content).__name__}")
+        raise UserError(
+            f"{path}: a {what} file holds a dict of tensors, this one holds {type(content).__name__}"
+        )
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise UserError(f"{path}: key {key!r} does not name a tensor; not a {what} file")
@@ -242,12 +285,16 @@ def _first_line(error: Exception) -> str:
 def _check_keys(path: Path, mask: Mask, expected: Iterable[str]) -> None:
     missing = [key for key in expected if key not in mask]
     if missing:
-        raise UserError(f"{path}: key {missing[0]} is missing ({len(missing)} in all); "
-                        "not a mask, or one of another architecture")
+        raise UserError(
+            f"{path}: key {missing[0]} is missing ({len(missing)} in all); "
+            "not a mask, or one of another architecture"
+        )
     unexpected = sorted(set(mask) - set(expected))
     if unexpected:
-        raise UserError(f"{path}: unexpected key {unexpected[0]} ({len(unexpected)} in all); "
-                        "not a mask, or one of another architecture")
+        raise UserError(
+            f"{path}: unexpected key {unexpected[0]} ({len(unexpected)} in all); "
+            "not a mask, or one of another architecture"
+        )
 
 
 def _check_binary(path: Path, key: str, value: torch.Tensor) -> None:
@@ -256,4 +303,6 @@ def _check_binary(path: Path, key: str, value: torch.Tensor) -> None:
     wrong = ~((value == 0) | (value == 1))
     if wrong.any():
         place = int(torch.nonzero(wrong.flatten())[0])
-        raise UserError(f"{path}: {key} holds {value.flatten()[place].item()} at entry {place}; a mask holds 0 and 1 only")
+        raise UserError(
+            f"{path}: {key} holds {value.flatten()[place].item()} at entry {place}; a mask holds 0 and 1 only"
+        )

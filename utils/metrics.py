@@ -23,9 +23,13 @@ def glue_metrics(task: str, predictions: np.ndarray, labels: np.ndarray) -> dict
     if task not in _METRICS:
         raise ValueError(f"{task!r} is not a GLUE task: {', '.join(_METRICS)}")
     if predictions.shape != labels.shape or labels.ndim != 1 or len(labels) == 0:
-        raise ValueError(f"{task}: predictions {predictions.shape} and labels {labels.shape} must be of one shape [n]")
+        raise ValueError(
+            f"{task}: predictions {predictions.shape} and labels {labels.shape} must be of one shape [n]"
+        )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the libraries' notes on constant input, which pruned networks do give
+        warnings.simplefilter(
+            "ignore"
+        )  # the libraries' notes on constant input, which pruned networks do give
         return {name: float(value) for name, value in _METRICS[task](predictions, labels).items()}
 
 

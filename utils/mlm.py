@@ -36,20 +36,31 @@ class MlmBatch(Batch):
 
     def to(self, device: torch.device) -> "MlmBatch":
         """The batch on `device`."""
-        return MlmBatch(self.packed.to(device), self.total, send(self.places, device), send(self.targets, device))
+        return MlmBatch(
+            self.packed.to(device),
+            self.total,
+            send(self.places, device),
+            send(self.targets, device),
+        )
 
     def evened(self) -> "MlmBatch":
         """The same batch in one of few shapes: K a multiple of EVEN_PREDICTED, by targets that count for nothing."""
         filler = -len(self.places) % EVEN_PREDICTED
-        return MlmBatch(self.packed.evened(), torch.full((), self.total, dtype=torch.float32, device=self.places.device),
-                        F.pad(self.places, (0, filler)), F.pad(self.targets, (0, filler), value=IGNORED))
+        return MlmBatch(
+            self.packed.evened(),
+            torch.full((), self.total, dtype=torch.float32, device=self.places.device),
+            F.pad(self.places, (0, filler)),
+            F.pad(self.targets, (0, filler), value=IGNORED),
+        )
 
 
 def _my_share(found: Masked, row_of: np.ndarray, rows: Rows, device: torch.device) -> MlmBatch:
     """This process's rows of a batch, masked as they are in the whole: the draws do not depend on the processes."""
     own, total = distributed.my_rows(np.arange(len(rows)))
     packed = pack(rows, own)
-    shift = np.zeros(len(rows), np.int64)  # how much further left a row begins among those of this process
+    shift = np.zeros(
+        len(rows), np.int64
+    )  # how much further left a row begins among those of this process
     shift[own] = rows.starts[own] - packed.first.numpy()
     tokens, chosen = (np.flatnonzero(np.isin(of, own)) for of in (row_of, found.rows))
     left = send(torch.from_numpy(shift[found.rows[chosen]]), device)
@@ -63,10 +74,20 @@ def _my_share(found: Masked, row_of: np.ndarray, rows: Rows, device: torch.devic
 class MlmTask:
     """MLM on a text. `as_released`: new evaluation masks at each step, batch accuracies weighted by all tokens."""
 
-    name, score_key, scale, model_class, columns = "mlm", SCORE["mlm"], 100.0, MaskedLanguageModel, None
+    name, score_key, scale, model_class, columns = (
+        "mlm",
+        SCORE["mlm"],
+        100.0,
+        MaskedLanguageModel,
+        None,
+    )
 
     def __init__(self, tokenizer, probability: float = 0.15, as_released_batch: int | None = None):
-        self.tokenizer, self.probability, self.as_released_batch = tokenizer, probability, as_released_batch
+        self.tokenizer, self.probability, self.as_released_batch = (
+            tokenizer,
+            probability,
+            as_released_batch,
+        )
         self.train: Blocks | None = None
         self.dev: Blocks | None = None
 
@@ -83,7 +104,9 @@ class MlmTask:
         """A batch is masked, and its loss taken, as a whole."""
         return None
 
-    def train_batch(self, rows: np.ndarray, place: tuple[int, ...], device: torch.device) -> MlmBatch:
+    def train_batch(
+        self, rows: np.ndarray, place: tuple[int, ...], device: torch.device
+    ) -> MlmBatch:
         """The batch of these blocks, masked on `device` by a generator that `place` seeds."""
         gathered = self.train.gather(np.sort(rows))
         row_of = np.repeat(np.arange(len(gathered)), gathered.lengths())
@@ -99,7 +122,9 @@ class MlmTask:
         ids = torch.from_numpy(ids.astype(np.int64))
         t = self.tokenizer
         maskable = ~special_mask(ids, (t.cls_token_id, t.sep_token_id, t.pad_token_id))
-        return mask_tokens(ids, maskable, row_of, t.mask_token_id, len(t), seed, device, self.probability)
+        return mask_tokens(
+            ids, maskable, row_of, t.mask_token_id, len(t), seed, device, self.probability
+        )
 
     def logits(self, model: nn.Module, batch: MlmBatch) -> torch.Tensor:
         """Scores of every WordPiece at the masked tokens alone, [K, vocabulary]."""
@@ -107,20 +132,30 @@ class MlmTask:
 
     def loss(self, model: nn.Module, batch: MlmBatch) -> torch.Tensor:
         """Mean cross-entropy over the masked tokens of the batch."""
-        return F.cross_entropy(self.logits(model, batch).float(), batch.targets, reduction="sum") / batch.total
+        return (
+            F.cross_entropy(self.logits(model, batch).float(), batch.targets, reduction="sum")
+            / batch.total
+        )
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, device: torch.device, precision: str, folder: Path, prefix: str) -> dict:
+    def evaluate(
+        self, model: nn.Module, device: torch.device, precision: str, folder: Path, prefix: str
+    ) -> dict:
         """Accuracy over the masked tokens of the text, and perplexity (e to the mean cross-entropy)."""
         model.eval()
-        sums, counts = torch.zeros(3, dtype=torch.float64, device=device), torch.zeros(2, dtype=torch.float64)
+        sums, counts = (
+            torch.zeros(3, dtype=torch.float64, device=device),
+            torch.zeros(2, dtype=torch.float64),
+        )
         for batch in self._dev_batches(device, int(prefix or 0) if self.as_released_batch else 0):
             with autocast(device, precision):
                 logits = self.logits(model, batch).float()
             hits = (logits.argmax(-1) == batch.targets).sum()
             size = batch.packed.ids.numel()
             loss = F.cross_entropy(logits, batch.targets, reduction="sum")
-            sums += torch.stack([v.double() for v in (hits, loss, hits * size / max(1, batch.total))])
+            sums += torch.stack(
+                [v.double() for v in (hits, loss, hits * size / max(1, batch.total))]
+            )
             counts += torch.tensor([batch.total, size])
         right, loss, weighted = distributed.total(sums).tolist()
         masked, tokens = distributed.total(counts.to(device)).tolist()
@@ -134,9 +169,21 @@ class MlmTask:
             rows = self.dev.gather(blocks)
             packed = pack(rows, np.arange(len(rows)))
             # each block's masks come from its own number: the same whatever the batches, drawn on the CPU: on every machine
-            parts = [self._mask(rows[i][0], np.zeros(len(rows[i][0]), np.int64), derive(EVALUATION_SEED, drawn_at, int(b)), CPU)
-                     for i, b in enumerate(blocks)]
+            parts = [
+                self._mask(
+                    rows[i][0],
+                    np.zeros(len(rows[i][0]), np.int64),
+                    derive(EVALUATION_SEED, drawn_at, int(b)),
+                    CPU,
+                )
+                for i, b in enumerate(blocks)
+            ]
             packed.ids = torch.cat([part.inputs for part in parts])[None]
-            places = torch.cat([part.places + int(start) for part, start in zip(parts, rows.starts[:-1], strict=True)])
+            places = torch.cat(
+                [
+                    part.places + int(start)
+                    for part, start in zip(parts, rows.starts[:-1], strict=True)
+                ]
+            )
             targets = torch.cat([part.targets for part in parts])
             yield MlmBatch(packed, len(targets), places, targets).to(device)

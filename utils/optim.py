@@ -17,15 +17,21 @@ class ReleasedAdamW(torch.optim.AdamW):
     is one kernel. `fused` False takes the released operations one by one, which round as theirs did.
     """
 
-    def __init__(self, model: nn.Module, lr: float, eps: float, weight_decay: float, fused: bool = True):
+    def __init__(
+        self, model: nn.Module, lr: float, eps: float, weight_decay: float, fused: bool = True
+    ):
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         plain = [p for name, p in named if name.endswith("bias") or "LayerNorm.weight" in name]
         plain_ids = {id(p) for p in plain}
         decayed = [p for _, p in named if id(p) not in plain_ids]
         groups = [{"params": decayed}, {"params": plain}]
-        super().__init__(groups, lr=lr, betas=(BETA1, BETA2), eps=eps, weight_decay=0.0, fused=fused)
+        super().__init__(
+            groups, lr=lr, betas=(BETA1, BETA2), eps=eps, weight_decay=0.0, fused=fused
+        )
         self.released_eps, self.released_decay, self.steps = eps, weight_decay, 0
-        self._step_supports_amp_scaling = False  # a step that GradScaler skips is not taken at all: no count, no decay
+        self._step_supports_amp_scaling = (
+            False  # a step that GradScaler skips is not taken at all: no count, no decay
+        )
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -36,7 +42,9 @@ class ReleasedAdamW(torch.optim.AdamW):
             super().step(closure)
         else:
             for group in self.param_groups:
-                self._step_by_operations([p for p in group["params"] if p.grad is not None], group["lr"])
+                self._step_by_operations(
+                    [p for p in group["params"] if p.grad is not None], group["lr"]
+                )
         if self.released_decay:
             group = self.param_groups[0]
             touched = [p for p in group["params"] if p.grad is not None]
@@ -48,11 +56,16 @@ class ReleasedAdamW(torch.optim.AdamW):
             gradient, state = parameter.grad, self.state[parameter]
             if not state:
                 state["step"] = torch.zeros(())  # torch's load_state_dict looks for it
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+                state["exp_avg"], state["exp_avg_sq"] = (
+                    torch.zeros_like(parameter),
+                    torch.zeros_like(parameter),
+                )
             state["step"] += 1
             state["exp_avg"].mul_(BETA1).add_(gradient, alpha=1 - BETA1)
             state["exp_avg_sq"].mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-            parameter.addcdiv_(state["exp_avg"], state["exp_avg_sq"].sqrt().add_(self.released_eps), value=-size)
+            parameter.addcdiv_(
+                state["exp_avg"], state["exp_avg_sq"].sqrt().add_(self.released_eps), value=-size
+            )
 
     def set_lr(self, lr: float) -> None:
         """The learning rate of the next step."""

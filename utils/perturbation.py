@@ -21,10 +21,15 @@ def perturb(model: nn.Module, mode: str, seed: int, sigma: float) -> dict[str, t
         return weights | _permuted_layers(weights, model.config.num_hidden_layers, generator)
     if mode == "elements":
         return {name: _permuted(value, generator) for name, value in weights.items()}
-    return {name: value + sigma * torch.randn(value.shape, generator=generator) for name, value in weights.items()}
+    return {
+        name: value + sigma * torch.randn(value.shape, generator=generator)
+        for name, value in weights.items()
+    }
 
 
-def _permuted_layers(weights: dict, layers: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+def _permuted_layers(
+    weights: dict, layers: int, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
     order = torch.randperm(layers, generator=generator).tolist()
     prefix = "bert.encoder.layer.{}."
     moved = {}

@@ -32,11 +32,23 @@ class Journal:
         self.run, self.base, self.score_key, self.scale = run, base, score_key, scale
         self._events, self._deaf = None, False
 
-    def evaluation(self, *, step: int, round_: int | None, mask: dict, metrics: dict, final: bool) -> dict:
+    def evaluation(
+        self, *, step: int, round_: int | None, mask: dict, metrics: dict, final: bool
+    ) -> dict:
         """Record one evaluation; `mask` holds sparsity, mask, mask_sha256 and mask_info of the subnetwork evaluated."""
-        metrics = {key: value if math.isfinite(value) else None for key, value in metrics.items()}  # JSON has no NaN
-        row = {**self.base, **mask, "step": step, "round": round_, "final": final, "metrics": metrics,
-               "score": self.score(metrics), "wall_seconds": round(self.run.seconds(), 1)}
+        metrics = {
+            key: value if math.isfinite(value) else None for key, value in metrics.items()
+        }  # JSON has no NaN
+        row = {
+            **self.base,
+            **mask,
+            "step": step,
+            "round": round_,
+            "final": final,
+            "metrics": metrics,
+            "score": self.score(metrics),
+            "wall_seconds": round(self.run.seconds(), 1),
+        }
         self.run.append_result(row)
         lines = "".join(f"{key} = {metrics[key]}\n" for key in sorted(metrics))
         if distributed.first():
@@ -60,11 +72,16 @@ class Journal:
         except OSError as error:  # the curves are not worth the run
             self._deaf = True
             folder = self.run.folder / files.EVENTS
-            print(f"warning: {folder}: {error.strerror}; going on without TensorBoard events", file=sys.stderr)
+            print(
+                f"warning: {folder}: {error.strerror}; going on without TensorBoard events",
+                file=sys.stderr,
+            )
 
     def _write_event(self, tag: str, value: float, step: int) -> None:
         # by hand: tensorboardX's SummaryWriter has a thread to write, and waits for it for ever if a full disk ended it
-        from tensorboardX.event_file_writer import EventsWriter  # its import takes a while: only where it is used
+        from tensorboardX.event_file_writer import (
+            EventsWriter,
+        )  # its import takes a while: only where it is used
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
@@ -72,7 +89,9 @@ class Journal:
             folder = self.run.folder / files.EVENTS
             folder.mkdir(exist_ok=True)
             self._events = EventsWriter(str(folder / "events"))
-        self._events.write_event(Event(wall_time=time.time(), step=step, summary=scalar(tag, value)))
+        self._events.write_event(
+            Event(wall_time=time.time(), step=step, summary=scalar(tag, value))
+        )
         self._events.flush()
 
     def close(self) -> None:
@@ -101,7 +120,10 @@ def duration(seconds: float) -> str:
 def table(header: list[str], rows: list[list[str]]) -> str:
     """A plain table with columns as wide as they need."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in [header, *rows]
+    ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 

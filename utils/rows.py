@@ -78,9 +78,17 @@ class Packed:
         if filler == 0:
             return replace(self, slots=slots, width=width, full=self.full and width == self.width)
         added = torch.arange(filler, device=slots.device) + len(self.lengths) * width
-        wider = {name: F.pad(getattr(self, name), (0, filler)) for name in ("ids", "types", "positions")}
-        return replace(self, **wider, lengths=F.pad(self.lengths, (0, 1), value=filler), slots=torch.cat([slots, added]),
-                       width=width, full=False)
+        wider = {
+            name: F.pad(getattr(self, name), (0, filler)) for name in ("ids", "types", "positions")
+        }
+        return replace(
+            self,
+            **wider,
+            lengths=F.pad(self.lengths, (0, 1), value=filler),
+            slots=torch.cat([slots, added]),
+            width=width,
+            full=False,
+        )
 
 
 @dataclass
@@ -103,10 +111,15 @@ class Batch:
 
     def shape(self) -> tuple:
         """What batches must have in common to be worked on by the same operations: shapes, and what is no tensor."""
-        return tuple(value.shape if isinstance(value, torch.Tensor) else value for value in self._values())
+        return tuple(
+            value.shape if isinstance(value, torch.Tensor) else value for value in self._values()
+        )
 
     def _values(self) -> list:
-        return [*vars(self.packed).values(), *(value for value in vars(self).values() if value is not self.packed)]
+        return [
+            *vars(self.packed).values(),
+            *(value for value in vars(self).values() if value is not self.packed),
+        ]
 
 
 def checksum(*arrays: np.ndarray) -> str:
@@ -116,7 +129,11 @@ def checksum(*arrays: np.ndarray) -> str:
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A CPU tensor on `device`; to a GPU through pinned memory, so that the process does not wait for the GPU's work."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return (
+        tensor.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda"
+        else tensor.to(device)
+    )
 
 
 def pack(rows: Rows, indices: np.ndarray, pad_to: int | None = None) -> Packed:
@@ -132,13 +149,24 @@ def pack(rows: Rows, indices: np.ndarray, pad_to: int | None = None) -> Packed:
     source = (rows.starts[indices][row_of] + positions)[real]
     ids, types = np.zeros(len(positions), np.int64), np.zeros(len(positions), np.int64)
     ids[real], types[real] = rows.ids[source], rows.types[source]
-    arrays = dict(ids=ids[None], types=types[None], positions=positions[None], first=first, lengths=lengths,
-                  slots=row_of * width + positions)
-    return Packed(**{k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}, width=width,
-                  full=bool((lengths == width).all()))
+    arrays = dict(
+        ids=ids[None],
+        types=types[None],
+        positions=positions[None],
+        first=first,
+        lengths=lengths,
+        slots=row_of * width + positions,
+    )
+    return Packed(
+        **{k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()},
+        width=width,
+        full=bool((lengths == width).all()),
+    )
 
 
-def by_length(rows: Rows, pad_to: int | None = None, tokens: int = EVALUATION_TOKENS) -> list[np.ndarray]:
+def by_length(
+    rows: Rows, pad_to: int | None = None, tokens: int = EVALUATION_TOKENS
+) -> list[np.ndarray]:
     """Row numbers in batches of like length, longest first, each of at most `tokens` padded tokens (for evaluation)."""
     order = np.argsort(-rows.lengths(), kind="stable")
     batches, begin = [], 0

@@ -15,10 +15,27 @@ from utils import distributed, files, states
 from utils.errors import UserError
 
 # Arguments that may change between a run and its continuation: they change no result.
-NEUTRAL = {"overwrite_output_dir", "should_continue", "restart", "overwrite_cache", "cache_dir", "threads",
-           "checkpoint_minutes", "local_rank", "verbose_logging", "save_total_limit", "output_dir"}
-MODELS = ("model_name_or_path", "config_name", "tokenizer_name")  # arguments that may name a model's folder
-RESUME_EXIT_CODE = 75  # "temporary failure" of sysexits.h: stopped by a signal, state saved, run the command again
+NEUTRAL = {
+    "overwrite_output_dir",
+    "should_continue",
+    "restart",
+    "overwrite_cache",
+    "cache_dir",
+    "threads",
+    "checkpoint_minutes",
+    "local_rank",
+    "verbose_logging",
+    "save_total_limit",
+    "output_dir",
+}
+MODELS = (
+    "model_name_or_path",
+    "config_name",
+    "tokenizer_name",
+)  # arguments that may name a model's folder
+RESUME_EXIT_CODE = (
+    75  # "temporary failure" of sysexits.h: stopped by a signal, state saved, run the command again
+)
 
 
 class Run:
@@ -32,8 +49,15 @@ class Run:
         self._seconds_before = 0.0
 
     @classmethod
-    def open(cls, folder: str, arguments: dict, overwrite: bool, insist: bool = False, restart: bool = False,
-             finds_tickets: bool = False) -> "Run":
+    def open(
+        cls,
+        folder: str,
+        arguments: dict,
+        overwrite: bool,
+        insist: bool = False,
+        restart: bool = False,
+        finds_tickets: bool = False,
+    ) -> "Run":
         """Take the folder for a run with `arguments`: new, or the unfinished one of the same arguments.
 
         `overwrite` (--overwrite_output_dir) allows replacing another run's or a finished run's files; `insist`
@@ -52,10 +76,20 @@ class Run:
         return run
 
     @classmethod
-    def _taken(cls, folder: str, arguments: dict, overwrite: bool, insist: bool, restart: bool, finds_tickets: bool) -> "Run":
+    def _taken(
+        cls,
+        folder: str,
+        arguments: dict,
+        overwrite: bool,
+        insist: bool,
+        restart: bool,
+        finds_tickets: bool,
+    ) -> "Run":
         run = cls(Path(folder), arguments)
         run._finds_tickets = finds_tickets
-        run._decide(overwrite, insist, restart)  # a refusal leaves no trace, not even the lock's file
+        run._decide(
+            overwrite, insist, restart
+        )  # a refusal leaves no trace, not even the lock's file
         with run._creating():
             run._take_lock()
         try:
@@ -71,7 +105,9 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             yield
         except OSError as error:
-            raise UserError(f"--output_dir {self.folder}: cannot be written ({error.strerror}); choose another") from error
+            raise UserError(
+                f"--output_dir {self.folder}: cannot be written ({error.strerror}); choose another"
+            ) from error
 
     def _take_lock(self) -> None:
         self._lock = open(self.folder / files.LOCK, "a")  # noqa: SIM115 - held until close
@@ -79,8 +115,10 @@ class Run:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
-            raise UserError(f"--output_dir {self.folder}: another process is writing there; "
-                            "wait for it or choose another folder") from None
+            raise UserError(
+                f"--output_dir {self.folder}: another process is writing there; "
+                "wait for it or choose another folder"
+            ) from None
 
     def _settle(self, overwrite: bool, insist: bool, restart: bool) -> None:
         """Act on the decision, now that no other process can change the folder."""
@@ -96,21 +134,31 @@ class Run:
         owner = self.folder / files.RUN
         found = files.read_json(owner)
         if found is None and owner.exists() and not (restart and overwrite):
-            raise UserError(f"{owner}: damaged, so whose run this is cannot be told; give --restart and "
-                            "--overwrite_output_dir to replace it, or another folder")
+            raise UserError(
+                f"{owner}: damaged, so whose run this is cannot be told; give --restart and "
+                "--overwrite_output_dir to replace it, or another folder"
+            )
         differing = self._differing(found)
         ours = found is not None and not differing
         if ours and found.get("finished") and not overwrite and not restart:
             return "finished"
         unfinished = ours and not found.get("finished")
         if insist and not (unfinished and states.found(self.folder)):
-            raise UserError(f"--should_continue: {self.folder} holds no checkpoint of this command to go on from")
+            raise UserError(
+                f"--should_continue: {self.folder} holds no checkpoint of this command to go on from"
+            )
         if unfinished and not restart:
             return "continue"
         if self._filled() and not overwrite and not (unfinished and restart):
-            why = f"holds a run with other arguments ({_few(differing)})" if differing else "is not empty"
-            raise UserError(f"--output_dir {self.folder} {why}; give --overwrite_output_dir to replace it, "
-                            "or another folder")
+            why = (
+                f"holds a run with other arguments ({_few(differing)})"
+                if differing
+                else "is not empty"
+            )
+            raise UserError(
+                f"--output_dir {self.folder} {why}; give --overwrite_output_dir to replace it, "
+                "or another folder"
+            )
         self._spare_inputs()
         return "replace"
 
@@ -127,12 +175,16 @@ class Run:
             path = Path(value).resolve()
             own_model = key in MODELS and model_going and path == self.folder.resolve()
             if own_model or any(path.is_relative_to(entry) for entry in going):
-                raise UserError(f"--{_flag(key)} {value} is in --output_dir {self.folder}, whose run this one would replace; "
-                                "give another --output_dir, or move it first")
+                raise UserError(
+                    f"--{_flag(key)} {value} is in --output_dir {self.folder}, whose run this one would replace; "
+                    "give another --output_dir, or move it first"
+                )
 
     def _filled(self) -> bool:
-        return self.folder.is_dir() and any(entry.name != files.LOCK and not files.is_leftover(entry.name)
-                                            for entry in self.folder.iterdir())
+        return self.folder.is_dir() and any(
+            entry.name != files.LOCK and not files.is_leftover(entry.name)
+            for entry in self.folder.iterdir()
+        )
 
     def _going(self) -> list[Path]:
         """An earlier run's files, by their names: anything else stays, and a model that no run put there."""
@@ -146,11 +198,16 @@ class Run:
         if (self.folder / files.TICKETS).exists() and not self._finds_tickets:
             aside = next(path for path in map(self._aside, itertools.count(1)) if not path.exists())
             aside.mkdir()
-            print(f"{self.folder}: holds tickets; their run's files are now in {aside}", file=sys.stderr)
+            print(
+                f"{self.folder}: holds tickets; their run's files are now in {aside}",
+                file=sys.stderr,
+            )
         elif differing := self._differing(files.read_json(self.folder / files.RUN)):
             print(f"{self.folder}: the run there is replaced ({_few(differing)})", file=sys.stderr)
         # run.json first: half a run is nobody's, and never taken for a finished one; last what tells that there are tickets
-        for entry in sorted(going, key=lambda entry: (entry.name != files.RUN, entry.name == files.TICKETS)):
+        for entry in sorted(
+            going, key=lambda entry: (entry.name != files.RUN, entry.name == files.TICKETS)
+        ):
             entry.replace(aside / entry.name) if aside else files.remove(entry)
 
     def _aside(self, number: int) -> Path:
@@ -163,7 +220,9 @@ class Run:
                 files.remove(entry)
 
     def _write_owner(self, finished: bool) -> None:
-        files.write_json(self.folder / files.RUN, {"arguments": self.arguments, "finished": finished})
+        files.write_json(
+            self.folder / files.RUN, {"arguments": self.arguments, "finished": finished}
+        )
 
     def finish(self) -> None:
         """Mark the run finished and drop the checkpoints that it no longer needs."""
@@ -175,12 +234,16 @@ class Run:
     def check_held(self) -> None:
         """Raises UserError if the folder, or the lock in it, is gone: what is written now would be half a run's."""
         if self._lock is not None and not self._held():  # None: not a folder of this process alone
-            raise UserError(f"--output_dir {self.folder}: removed while this run was writing there; "
-                            "the same command begins the run anew")
+            raise UserError(
+                f"--output_dir {self.folder}: removed while this run was writing there; "
+                "the same command begins the run anew"
+            )
 
     def _held(self) -> bool:
         try:
-            return os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.folder / files.LOCK))
+            return os.path.samestat(
+                os.fstat(self._lock.fileno()), os.stat(self.folder / files.LOCK)
+            )
         except OSError:
             return False
 
@@ -229,11 +292,16 @@ class Run:
                 self._seconds_before = state["seconds"]
                 return state
             if distributed.first():
-                tqdm.write(f"warning: {at.path}: this checkpoint is cut short or damaged; going back to the one before it, "
-                           "or to the start", file=sys.stderr)
+                tqdm.write(
+                    f"warning: {at.path}: this checkpoint is cut short or damaged; going back to the one before it, "
+                    "or to the start",
+                    file=sys.stderr,
+                )
         if self._insist:
-            raise UserError(f"--should_continue: {self.folder} holds no intact checkpoint; without the flag, "
-                            "this command begins the run anew")
+            raise UserError(
+                f"--should_continue: {self.folder} holds no intact checkpoint; without the flag, "
+                "this command begins the run anew"
+            )
         self._take_back_results(0)
         return None
 
@@ -304,7 +372,11 @@ def read_rows(path: Path) -> list[dict]:
 def _differing(old: dict, new: dict) -> list[str]:
     """The arguments that differ; a flag that is off is like one that an earlier version did not have."""
     keys = sorted((old.keys() | new.keys()) - NEUTRAL)
-    return [f"--{_flag(key)} {old.get(key)} there, {new.get(key)} here" for key in keys if _given(old, key) != _given(new, key)]
+    return [
+        f"--{_flag(key)} {old.get(key)} there, {new.get(key)} here"
+        for key in keys
+        if _given(old, key) != _given(new, key)
+    ]
 
 
 def _few(told: list[str]) -> str:

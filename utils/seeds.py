@@ -37,7 +37,12 @@ class Order:
     """
 
     def __init__(self, rows: int, batch_size: int, accumulation: int, seed: int):
-        self.rows, self.batch_size, self.accumulation, self.seed = rows, batch_size, accumulation, seed
+        self.rows, self.batch_size, self.accumulation, self.seed = (
+            rows,
+            batch_size,
+            accumulation,
+            seed,
+        )
         self._place, self._permutation = None, None
 
     @property
@@ -56,5 +61,8 @@ class Order:
         if self._place != (round_, epoch):
             self._place, self._permutation = (round_, epoch), self.permutation(round_, epoch)
         begin, size = place * self.accumulation * self.batch_size, self.batch_size
-        taken = [self._permutation[begin + k * size : begin + (k + 1) * size] for k in range(self.accumulation)]
+        taken = [
+            self._permutation[begin + k * size : begin + (k + 1) * size]
+            for k in range(self.accumulation)
+        ]
         return [rows for rows in taken if len(rows)]

@@ -25,9 +25,13 @@ def drop_smallest(values: dict[str, torch.Tensor], keep: Keep, count: int) -> Ke
     if _by_numpy(next(iter(values.values()))):
         return _drop(values, keep, count)
     # a GPU takes one long row faster than many matrices
-    flat = _drop({"": _joined(values)}, {"": torch.cat([k.flatten() for k in keep.values()])}, count)[""]
+    flat = _drop(
+        {"": _joined(values)}, {"": torch.cat([k.flatten() for k in keep.values()])}, count
+    )[""]
     pieces = flat.split([v.numel() for v in values.values()])
-    return {name: piece.view(v.shape) for piece, (name, v) in zip(pieces, values.items(), strict=True)}
+    return {
+        name: piece.view(v.shape) for piece, (name, v) in zip(pieces, values.items(), strict=True)
+    }
 
 
 def each(call: Callable[[str], Found], values: dict[str, torch.Tensor]) -> list[Found]:
@@ -56,11 +60,15 @@ def _drop(values: dict[str, torch.Tensor], keep: Keep, count: int) -> Keep:
     total = sum(v.numel() for v in values.values())
     dead = total - sum(_count(array(k)) for k in keep.values())
     if dead > count:
-        raise ValueError(f"{dead} of {total} weights are masked already, more than the {count} asked for")
+        raise ValueError(
+            f"{dead} of {total} weights are masked already, more than the {count} asked for"
+        )
     if count == dead:
         return keep
     threshold, below, equal = _select(values, keep, count - dead, total - dead)
-    ties = np.diff(np.minimum(np.cumsum([0, *equal]), count - dead - below))  # so many of each matrix's `equal` weights go
+    ties = np.diff(
+        np.minimum(np.cumsum([0, *equal]), count - dead - below)
+    )  # so many of each matrix's `equal` weights go
     spared, sizes = dict(zip(values, zip(ties, equal, strict=True), strict=True)), _Sizes(values)
 
     def larger(name: str) -> torch.Tensor:
@@ -74,7 +82,9 @@ def _drop(values: dict[str, torch.Tensor], keep: Keep, count: int) -> Keep:
     return dict(zip(values, each(larger, values), strict=True))
 
 
-def _select(values: dict[str, torch.Tensor], keep: Keep, k: int, alive: int) -> tuple[float, int, list[int]]:
+def _select(
+    values: dict[str, torch.Tensor], keep: Keep, k: int, alive: int
+) -> tuple[float, int, list[int]]:
     """The k-th smallest |value| of the `alive` kept ones, how many of them are below it, and how many equal it in each matrix.
 
     A sample tells a narrow bracket in which it must lie; one pass counts what is below and takes out what is within, a
@@ -91,14 +101,23 @@ def _select(values: dict[str, torch.Tensor], keep: Keep, k: int, alive: int) -> 
 
 def _bracket(values: dict[str, torch.Tensor], keep: Keep, rank: float) -> tuple[float, float]:
     """Between which sizes the one of `rank` (0 to 1) lies, by a sample: five of its standard deviations on either side."""
-    picked = {name: value.reshape(-1)[::SAMPLE_EVERY].float().abs() for name, value in values.items()}
-    sample = torch.cat([size[keep[name].reshape(-1)[::SAMPLE_EVERY]] for name, size in picked.items()])
+    picked = {
+        name: value.reshape(-1)[::SAMPLE_EVERY].float().abs() for name, value in values.items()
+    }
+    sample = torch.cat(
+        [size[keep[name].reshape(-1)[::SAMPLE_EVERY]] for name, size in picked.items()]
+    )
     margin = 2.5 * math.sqrt(len(sample)) + 1
     low, high = math.floor(rank * len(sample) - margin), math.ceil(rank * len(sample) + margin)
-    return (float(_kth(sample, low)) if low > 0 else 0.0, float(_kth(sample, high)) if high <= len(sample) else math.inf)
+    return (
+        float(_kth(sample, low)) if low > 0 else 0.0,
+        float(_kth(sample, high)) if high <= len(sample) else math.inf,
+    )
 
 
-def _split(values: dict[str, torch.Tensor], keep: Keep, low: float, high: float) -> tuple[int, list[torch.Tensor]]:
+def _split(
+    values: dict[str, torch.Tensor], keep: Keep, low: float, high: float
+) -> tuple[int, list[torch.Tensor]]:
     """How many of the kept sizes are below `low`, and those of each matrix up to `high`. Raises UserError at NaN or infinity."""
     sizes = _Sizes(values)
 
@@ -118,7 +137,9 @@ class _Sizes(threading.local):
     def __init__(self, values: dict[str, torch.Tensor]):
         first = next(iter(values.values()))
         self._values = values
-        self._scratch = torch.empty(max(v.numel() for v in values.values()), dtype=torch.float32, device=first.device)
+        self._scratch = torch.empty(
+            max(v.numel() for v in values.values()), dtype=torch.float32, device=first.device
+        )
 
     def __call__(self, name: str) -> np.ndarray | torch.Tensor:
         value = array(self._values[name].float())
@@ -137,10 +158,16 @@ def _kth(values: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _count(flags: np.ndarray | torch.Tensor) -> int:
-    return int(torch.count_nonzero(flags)) if isinstance(flags, torch.Tensor) else int(np.count_nonzero(flags))
+    return (
+        int(torch.count_nonzero(flags))
+        if isinstance(flags, torch.Tensor)
+        else int(np.count_nonzero(flags))
+    )
 
 
 def _check_finite(largest: float, name: str) -> None:
     if not math.isfinite(largest):
-        raise UserError(f"{name}.weight holds NaN or infinite values and cannot be ranked; lower --learning_rate, "
-                        "or give sound weights")
+        raise UserError(
+            f"{name}.weight holds NaN or infinite values and cannot be ranked; lower --learning_rate, "
+            "or give sound weights"
+        )

@@ -45,11 +45,17 @@ class Evaluator:
     def __init__(self, task, model: nn.Module, settings: Settings, journal: Journal):
         self.task, self.model, self.settings, self.journal = task, model, settings, journal
 
-    def __call__(self, step: int, round_: int | None, mask_row: dict, final: bool, alone: bool = False) -> float:
+    def __call__(
+        self, step: int, round_: int | None, mask_row: dict, final: bool, alone: bool = False
+    ) -> float:
         """The score in percent points. `alone`: files of this evaluation have no step in their names, as released."""
         s, prefix = self.settings, "" if alone else str(step)
-        metrics = self.task.evaluate(self.model, s.device, s.recipe.precision, self.journal.run.folder, prefix)
-        row = self.journal.evaluation(step=step, round_=round_, mask=mask_row, metrics=metrics, final=final)
+        metrics = self.task.evaluate(
+            self.model, s.device, s.recipe.precision, self.journal.run.folder, prefix
+        )
+        row = self.journal.evaluation(
+            step=step, round_=round_, mask=mask_row, metrics=metrics, final=final
+        )
         return row["score"]
 
 
@@ -57,7 +63,9 @@ class Evaluator:
 def _opened(settings: Settings, finds_tickets: bool) -> Iterator[Run | None]:
     """The run's folder, or None where the run is finished already."""
     s = settings
-    with Run.open(s.output_dir, s.arguments, s.overwrite, s.insist, s.restart, finds_tickets) as run:
+    with Run.open(
+        s.output_dir, s.arguments, s.overwrite, s.insist, s.restart, finds_tickets
+    ) as run:
         if run.finished:
             say(f"{s.output_dir}: this run is finished; give --overwrite_output_dir to do it anew")
             yield None
@@ -65,10 +73,20 @@ def _opened(settings: Settings, finds_tickets: bool) -> Iterator[Run | None]:
             yield run
 
 
-def _journal(run: Run, settings: Settings, task, method: str, init: str, init_info: dict | None) -> Journal:
-    base = {"task": task.name, "script": settings.script, "method": method, "init": init, "init_info": init_info,
-            "seed": settings.seed, "args": settings.arguments, "versions": report.versions(),
-            "device": report.describe_device(settings.device)}
+def _journal(
+    run: Run, settings: Settings, task, method: str, init: str, init_info: dict | None
+) -> Journal:
+    base = {
+        "task": task.name,
+        "script": settings.script,
+        "method": method,
+        "init": init,
+        "init_info": init_info,
+        "seed": settings.seed,
+        "args": settings.arguments,
+        "versions": report.versions(),
+        "device": report.describe_device(settings.device),
+    }
     return Journal(run, base, task.score_key, task.scale)
 
 
@@ -79,7 +97,15 @@ def _trainer(task, model: nn.Module, settings: Settings) -> Trainer:
     return Trainer(model, task, settings.recipe, settings.device, recorded)
 
 
-def run_imp(task, model: nn.Module, tokenizer, policy: imp.Policy, init: str, settings: Settings, as_released: bool) -> None:
+def run_imp(
+    task,
+    model: nn.Module,
+    tokenizer,
+    policy: imp.Policy,
+    init: str,
+    settings: Settings,
+    as_released: bool,
+) -> None:
     """Find tickets (Algorithm 1) in the output folder and print the table of rounds. `init`: what theta_0 is."""
     s, order = settings, _order(task, settings)
     with _opened(s, finds_tickets=True) as run:
@@ -88,7 +114,9 @@ def run_imp(task, model: nn.Module, tokenizer, policy: imp.Policy, init: str, se
         journal = _journal(run, s, task, "imp", init, None)
         trainer = _trainer(task, model, s)
         evaluate = Evaluator(task, model, s, journal) if s.evaluate else (lambda *_: None)
-        tickets = imp.Tickets(run, policy, task.name, tokenizer, evaluate, task.score_key, as_released, s.keep_models)
+        tickets = imp.Tickets(
+            run, policy, task.name, tokenizer, evaluate, task.score_key, as_released, s.keep_models
+        )
 
         def within_round(step: int) -> None:
             if step % policy.round_steps:  # the end of a round is evaluated in any case
@@ -96,14 +124,32 @@ def run_imp(task, model: nn.Module, tokenizer, policy: imp.Policy, init: str, se
 
         every = s.logging_steps if s.evaluate and s.evaluate_during_training else 0
         steps = policy.rounds * policy.round_steps
-        with Watch(trainer, run, journal, steps, s.logging_steps, s.checkpoint_minutes, [(every, within_round)]) as watch:
+        with Watch(
+            trainer,
+            run,
+            journal,
+            steps,
+            s.logging_steps,
+            s.checkpoint_minutes,
+            [(every, within_round)],
+        ) as watch:
             imp.find_tickets(trainer, policy, order, tickets, watch)
         run.finish()
         say(_table(task, [row for row in run.results() if row["final"]]))
 
 
-def run_fine_tuning(task, model: nn.Module, tokenizer, ticket: finetune.Ticket, init: str, init_info: dict | None,
-                    total: int, planned: int, save_steps: int, settings: Settings) -> None:
+def run_fine_tuning(
+    task,
+    model: nn.Module,
+    tokenizer,
+    ticket: finetune.Ticket,
+    init: str,
+    init_info: dict | None,
+    total: int,
+    planned: int,
+    save_steps: int,
+    settings: Settings,
+) -> None:
     """Train the subnetwork in the output folder, evaluate it and print its score."""
     s, order = settings, _order(task, settings)
     with _opened(s, finds_tickets=False) as run:
@@ -115,7 +161,9 @@ def run_fine_tuning(task, model: nn.Module, tokenizer, ticket: finetune.Ticket, 
         during = s.logging_steps if s.evaluate and s.evaluate_during_training else 0
 
         def evaluate_once(step: int) -> None:
-            if not distributed.from_first(any(row["step"] == step and row["method"] == "train" for row in run.results())):
+            if not distributed.from_first(
+                any(row["step"] == step and row["method"] == "train" for row in run.results())
+            ):
                 evaluate(step, None, ticket.row, final=step == total, alone=step == total)
 
         def save(step: int) -> None:
@@ -124,7 +172,9 @@ def run_fine_tuning(task, model: nn.Module, tokenizer, ticket: finetune.Ticket, 
                 evaluate_once(step)
 
         periodic = [(during, evaluate_once), (save_steps, save)]
-        with Watch(trainer, run, journal, total, s.logging_steps, s.checkpoint_minutes, periodic) as watch:
+        with Watch(
+            trainer, run, journal, total, s.logging_steps, s.checkpoint_minutes, periodic
+        ) as watch:
             finetune.fine_tune(trainer, total, planned, order, watch)
             if s.keep_models != 0:
                 finetune.save_final(model, tokenizer, run.folder)
@@ -134,8 +184,14 @@ def run_fine_tuning(task, model: nn.Module, tokenizer, ticket: finetune.Ticket, 
         say(_table(task, run.results()))
 
 
-def run_evaluation(task, model: nn.Module, ticket: finetune.Ticket, init: str, init_info: dict | None,
-                   settings: Settings) -> None:
+def run_evaluation(
+    task,
+    model: nn.Module,
+    ticket: finetune.Ticket,
+    init: str,
+    init_info: dict | None,
+    settings: Settings,
+) -> None:
     """Evaluate the model given (or every checkpoint in the output folder) without training; adds rows, replaces none."""
     s = settings
     run = (Run if distributed.first() else Follower)(Path(s.output_dir), s.arguments)
@@ -143,10 +199,14 @@ def run_evaluation(task, model: nn.Module, ticket: finetune.Ticket, init: str, i
     journal = _journal(run, s, task, "evaluate", init, init_info)
     evaluate = Evaluator(task, model.to(s.device), s, journal)
     all_found = files.checkpoints(run.folder) if s.evaluate_checkpoints else []
-    found = [folder for folder in all_found if (folder / files.MODEL_FILES[0]).exists()]  # --save_total_limit removes models
+    found = [
+        folder for folder in all_found if (folder / files.MODEL_FILES[0]).exists()
+    ]  # --save_total_limit removes models
     if all_found and not found:
-        raise UserError(f"--eval_all_checkpoints: no checkpoint in {run.folder} has kept its model (--save_total_limit); "
-                        "leave the flag out to evaluate the model given")
+        raise UserError(
+            f"--eval_all_checkpoints: no checkpoint in {run.folder} has kept its model (--save_total_limit); "
+            "leave the flag out to evaluate the model given"
+        )
     before = len(run.results())
     for folder in found:
         step = int(folder.name.rpartition("-")[2])
@@ -166,8 +226,15 @@ def _order(task, settings: Settings) -> seeds.Order:
 def _table(task, rows: list[dict]) -> str:
     columns = task.columns or (rows[0]["metrics"] if rows else [task.score_key])
     header = ["round", "step", "sparsity", *columns]
-    cells = [[str(row["round"] or "-"), str(row["step"]), f"{row['sparsity']:.1%}",
-              *(_figure(row["metrics"].get(key)) for key in header[3:])] for row in rows]
+    cells = [
+        [
+            str(row["round"] or "-"),
+            str(row["step"]),
+            f"{row['sparsity']:.1%}",
+            *(_figure(row["metrics"].get(key)) for key in header[3:]),
+        ]
+        for row in rows
+    ]
     return report.table(header, cells)
 
 
@@ -185,7 +252,9 @@ def load_ticket(model: nn.Module, mask_file: str | None) -> finetune.Ticket:
     masks.attach(model, mask)
     row = finetune.describe_mask(path, mask, info)
     if info and info.get("mask_sha256", row["mask_sha256"]) != row["mask_sha256"]:
-        print(f"warning: {path}: the .json beside it tells of another mask; where this one comes from is not known",
-              file=sys.stderr)
+        print(
+            f"warning: {path}: the .json beside it tells of another mask; where this one comes from is not known",
+            file=sys.stderr,
+        )
         row["mask_info"] = None
     return finetune.Ticket(row, mask)

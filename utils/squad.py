@@ -38,7 +38,12 @@ class AnswerOptions:
 class SquadTask:
     """SQuAD v1.1 or v2.0. `as_released_length`: pad every window to it, padding counting in the loss's softmax."""
 
-    name, score_key, scale, model_class = "squad", SCORE["squad"], 1.0, QuestionAnswerer  # metrics are in percent
+    name, score_key, scale, model_class = (
+        "squad",
+        SCORE["squad"],
+        1.0,
+        QuestionAnswerer,
+    )  # metrics are in percent
     columns = ("f1", "exact")  # of the printed table
 
     def __init__(self, options: AnswerOptions, as_released_length: int | None = None):
@@ -52,16 +57,22 @@ class SquadTask:
 
     def data_checksum(self) -> str:
         """Tells the training data from others'."""
-        return checksum(self.train.rows.starts, self.train.rows.ids, self.train.start, self.train.end)
+        return checksum(
+            self.train.rows.starts, self.train.rows.ids, self.train.start, self.train.end
+        )
 
     def lengths(self, rows: np.ndarray) -> np.ndarray | None:
         """Tokens of these training rows, int64 [B]; None as released: such a batch goes through the model as a whole."""
         return None if self.pad_to else self.train.rows.lengths(rows)
 
-    def train_batch(self, rows: np.ndarray, place: tuple[int, ...], device: torch.device) -> SquadBatch:
+    def train_batch(
+        self, rows: np.ndarray, place: tuple[int, ...], device: torch.device
+    ) -> SquadBatch:
         """The batch of these windows; nothing in it is random, so `place` is not used."""
         w, (own, total) = self.train, my_rows(rows)
-        start, end = (send(torch.from_numpy(a[own].astype(np.int64)), device) for a in (w.start, w.end))
+        start, end = (
+            send(torch.from_numpy(a[own].astype(np.int64)), device) for a in (w.start, w.end)
+        )
         return SquadBatch(pack(w.rows, own, self.pad_to).to(device), total, start, end)
 
     def logits(self, model: nn.Module, packed: Packed) -> torch.Tensor:
@@ -76,13 +87,16 @@ class SquadTask:
         start, end = self.logits(model, batch.packed)
         width = batch.packed.width
         both = sum(
-            F.cross_entropy(logits, at.clamp(max=width), ignore_index=width, reduction="sum") / batch.total
+            F.cross_entropy(logits, at.clamp(max=width), ignore_index=width, reduction="sum")
+            / batch.total
             for logits, at in ((start, batch.start), (end, batch.end))
         )
         return both / 2
 
     @torch.no_grad()
-    def predict(self, model: nn.Module, device: torch.device, precision: str = "fp32") -> tuple[list, list]:
+    def predict(
+        self, model: nn.Module, device: torch.device, precision: str = "fp32"
+    ) -> tuple[list, list]:
         """Start and end logits of every window of the evaluation file: two lists of float32 arrays, one per window."""
         model.eval()
         rows = self.dev[1].rows
@@ -98,15 +112,26 @@ class SquadTask:
         start, end = (np.split(logits, ends[:-1]) for logits in total_array(found))
         return start, end
 
-    def evaluate(self, model: nn.Module, device: torch.device, precision: str, folder: Path, prefix: str) -> dict:
+    def evaluate(
+        self, model: nn.Module, device: torch.device, precision: str, folder: Path, prefix: str
+    ) -> dict:
         """F1 and exact match in percent; answers, n-best lists and (v2.0) no-answer odds go to `folder`."""
         examples, windows = self.dev
         o = self.options
         predictions, nbest, odds = squad_answers.best_answers(
-            examples, windows, *self.predict(model, device, precision), o.n_best_size, o.max_answer_length, o.v2,
-            o.null_score_diff_threshold, o.verbose,
+            examples,
+            windows,
+            *self.predict(model, device, precision),
+            o.n_best_size,
+            o.max_answer_length,
+            o.v2,
+            o.null_score_diff_threshold,
+            o.verbose,
         )
         if distributed.first():
-            squad_answers.write_predictions(folder, prefix, predictions, nbest, odds if o.v2 else None)
-        return squad_answers.squad_metrics(examples, predictions, o.v2, odds if o.v2 else None,
-                                           o.null_score_diff_threshold)
+            squad_answers.write_predictions(
+                folder, prefix, predictions, nbest, odds if o.v2 else None
+            )
+        return squad_answers.squad_metrics(
+            examples, predictions, o.v2, odds if o.v2 else None, o.null_score_diff_threshold
+        )

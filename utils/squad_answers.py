@@ -14,15 +14,23 @@ from utils import files
 from utils.squad_data import WORD, SquadWindows
 from utils.squad_json import SquadExample
 
-_NO_WINDOW_NULL_SCORE = 1e6  # the released code's score of "no answer" for a question without windows
+_NO_WINDOW_NULL_SCORE = (
+    1e6  # the released code's score of "no answer" for a question without windows
+)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def best_answers(
-    examples: list[SquadExample], windows: SquadWindows, start_logits: Sequence[np.ndarray],
-    end_logits: Sequence[np.ndarray], n_best_size: int = 20, max_answer_length: int = 30, v2: bool = False,
-    null_score_diff_threshold: float = 0.0, verbose: bool = False,
+    examples: list[SquadExample],
+    windows: SquadWindows,
+    start_logits: Sequence[np.ndarray],
+    end_logits: Sequence[np.ndarray],
+    n_best_size: int = 20,
+    max_answer_length: int = 30,
+    v2: bool = False,
+    null_score_diff_threshold: float = 0.0,
+    verbose: bool = False,
 ) -> tuple[dict[str, str], dict[str, list[dict]], dict[str, float]]:
     """The answer to each question, its n-best list and (`v2`) how far "no answer" is ahead, all by question id.
 
@@ -34,7 +42,9 @@ def best_answers(
     each answer that was widened to whole words and each question without a valid span.
     """
     if not len(start_logits) == len(end_logits) == len(windows):
-        raise ValueError(f"{len(start_logits)} and {len(end_logits)} rows of logits for {len(windows)} windows")
+        raise ValueError(
+            f"{len(start_logits)} and {len(end_logits)} rows of logits for {len(windows)} windows"
+        )
     predictions, nbest, null_odds = {}, {}, {}
     bounds = np.searchsorted(windows.example, np.arange(len(examples) + 1))
     for index, example in enumerate(examples):
@@ -54,15 +64,21 @@ def best_answers(
     return predictions, nbest, null_odds
 
 
-def _null_score(own: range, start_logits: Sequence[np.ndarray], end_logits: Sequence[np.ndarray]) -> tuple:
+def _null_score(
+    own: range, start_logits: Sequence[np.ndarray], end_logits: Sequence[np.ndarray]
+) -> tuple:
     """Start and end logit of [CLS] in the window where their sum is smallest, (0, 0) without windows."""
     pairs = [(float(start_logits[w][0]), float(end_logits[w][0])) for w in own]
     return min(pairs, key=sum, default=(0.0, 0.0))
 
 
 def _spans(
-    own: range, windows: SquadWindows, start_logits: Sequence[np.ndarray], end_logits: Sequence[np.ndarray],
-    n_best_size: int, max_answer_length: int,
+    own: range,
+    windows: SquadWindows,
+    start_logits: Sequence[np.ndarray],
+    end_logits: Sequence[np.ndarray],
+    n_best_size: int,
+    max_answer_length: int,
 ) -> Iterator[tuple[int, int, float, float]]:
     """(first, last context token, start logit, end logit) of a question's valid spans, the best first.
 
@@ -84,7 +100,10 @@ def _spans(
         return iter(())
     table = np.concatenate(parts, axis=1)
     order = np.argsort(-(table[2] + table[3]), kind="stable")
-    return ((int(first), int(last), start, end) for first, last, start, end in table[:, order].T.tolist())
+    return (
+        (int(first), int(last), start, end)
+        for first, last, start, end in table[:, order].T.tolist()
+    )
 
 
 def _top(logits: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +114,10 @@ def _top(logits: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _texts(
-    example: SquadExample, windows: SquadWindows, spans: Iterator[tuple[int, int, float, float]], null: tuple | None,
+    example: SquadExample,
+    windows: SquadWindows,
+    spans: Iterator[tuple[int, int, float, float]],
+    null: tuple | None,
     verbose: bool,
 ) -> Iterator[tuple[str, float, float]]:
     """(text, start logit, end logit) of the spans, with "" for `null` behind all spans that score at least as much."""
@@ -107,8 +129,11 @@ def _texts(
         if windows.inside_word[first]:
             left, right = _whole_words(example.context, left, right)
             if verbose:
-                print(f"question {example.id!r}: a span that starts inside a word was widened to "
-                      f"{example.context[left:right]!r}", file=sys.stderr)
+                print(
+                    f"question {example.id!r}: a span that starts inside a word was widened to "
+                    f"{example.context[left:right]!r}",
+                    file=sys.stderr,
+                )
         yield example.context[left:right], start, end
     if null:
         yield "", *null
@@ -154,8 +179,11 @@ def _with_probabilities(entries: list[tuple[str, float, float]]) -> list[dict]:
 
 
 def squad_metrics(
-    examples: list[SquadExample], predictions: dict[str, str], v2: bool = False,
-    null_odds: dict[str, float] | None = None, threshold: float = 0.0,
+    examples: list[SquadExample],
+    predictions: dict[str, str],
+    v2: bool = False,
+    null_odds: dict[str, float] | None = None,
+    threshold: float = 0.0,
 ) -> dict[str, float]:
     """Exact match and F1 in percent over all questions, under the released code's keys.
 
@@ -170,7 +198,10 @@ def squad_metrics(
     results = {}
     for prefix, ids in _subsets(answerable):
         for name, scores in (("exact", exact), ("f1", f1)):
-            final = [float(not answerable[i]) if null_odds and odds[i] > threshold else scores[i] for i in ids]
+            final = [
+                float(not answerable[i]) if null_odds and odds[i] > threshold else scores[i]
+                for i in ids
+            ]
             results[f"{prefix}{name}"] = 100.0 * sum(final) / len(ids)
         results[f"{prefix}total"] = len(ids)
     for name, scores in (("exact", exact), ("f1", f1)):
@@ -186,8 +217,11 @@ def _scores(
     exact, f1 = {e.id: 0.0 for e in examples}, {e.id: 0.0 for e in examples}
     missing = [e.id for e in examples if e.id not in predictions]
     if missing:
-        print(f"warning: {len(missing)} of {len(examples)} questions have no prediction and count as wrong "
-              f"(first: {missing[0]!r})", file=sys.stderr)
+        print(
+            f"warning: {len(missing)} of {len(examples)} questions have no prediction and count as wrong "
+            f"(first: {missing[0]!r})",
+            file=sys.stderr,
+        )
     for example in examples:
         if example.id in predictions:
             found = normalized(predictions[example.id])
@@ -214,12 +248,18 @@ def _f1(gold: list[str], found: list[str], v2: bool) -> float:
 def _subsets(answerable: dict[str, bool]) -> list[tuple[str, list[str]]]:
     """(prefix of the keys, ids) of all questions, and of those with and without answers if there are any."""
     parts = [("", list(answerable))]
-    parts += [(p, [i for i, has in answerable.items() if has == want]) for p, want in (("HasAns_", 1), ("NoAns_", 0))]
+    parts += [
+        (p, [i for i, has in answerable.items() if has == want])
+        for p, want in (("HasAns_", 1), ("NoAns_", 0))
+    ]
     return [(prefix, ids) for prefix, ids in parts if ids]
 
 
 def _best_threshold(
-    scores: dict[str, float], predictions: dict[str, str], odds: dict[str, float], answerable: dict[str, bool]
+    scores: dict[str, float],
+    predictions: dict[str, str],
+    odds: dict[str, float],
+    answerable: dict[str, bool],
 ) -> tuple[float, float]:
     """Best score in percent when questions with odds above one threshold are taken as unanswerable, and that threshold.
 
@@ -241,7 +281,10 @@ def _best_threshold(
 
 
 def write_predictions(
-    folder: str | os.PathLike, prefix: str, predictions: dict[str, str], nbest: dict[str, list[dict]],
+    folder: str | os.PathLike,
+    prefix: str,
+    predictions: dict[str, str],
+    nbest: dict[str, list[dict]],
     null_odds: dict[str, float] | None = None,
 ) -> None:
     """Write predictions_PREFIX.json, nbest_predictions_PREFIX.json and, for SQuAD 2.0, null_odds_PREFIX.json."""

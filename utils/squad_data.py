@@ -61,14 +61,21 @@ class SquadWindows:
     def sound(cls, arrays: dict[str, np.ndarray]) -> bool:
         """Whether arrays from a file fit together as windows."""
         names = {field.name for field in fields(cls)} - {"rows"} | {"ids", "types", "starts"}
-        if set(arrays) != names or any(np.ndim(a) != 1 or a.dtype.kind not in "iub" for a in arrays.values()):
+        if set(arrays) != names or any(
+            np.ndim(a) != 1 or a.dtype.kind not in "iub" for a in arrays.values()
+        ):
             return False
         size = {name: len(array) for name, array in arrays.items()}
         starts = arrays["starts"]
-        return bool(len(starts) and starts[0] == 0 and (np.diff(starts) > 0).all()
-                    and {size[name] for name in ("example", "first", "base", "start", "end")} == {len(starts) - 1}
-                    and {size[name] for name in ("ids", "types", "max_context")} == {int(starts[-1])}
-                    and size["char_start"] == size["char_end"] == size["inside_word"])
+        return bool(
+            len(starts)
+            and starts[0] == 0
+            and (np.diff(starts) > 0).all()
+            and {size[name] for name in ("example", "first", "base", "start", "end")}
+            == {len(starts) - 1}
+            and {size[name] for name in ("ids", "types", "max_context")} == {int(starts[-1])}
+            and size["char_start"] == size["char_end"] == size["inside_word"]
+        )
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "SquadWindows":
@@ -79,8 +86,16 @@ class SquadWindows:
 
 
 def load(
-    path: str | os.PathLike, v2: bool, training: bool, tokenizer, max_seq_length: int, doc_stride: int,
-    max_query_length: int, threads: int = 1, cache_dir: str | os.PathLike | None = None, overwrite_cache: bool = False,
+    path: str | os.PathLike,
+    v2: bool,
+    training: bool,
+    tokenizer,
+    max_seq_length: int,
+    doc_stride: int,
+    max_query_length: int,
+    threads: int = 1,
+    cache_dir: str | os.PathLike | None = None,
+    overwrite_cache: bool = False,
     progress: bool = True,
 ) -> tuple[list[SquadExample], SquadWindows]:
     """The questions of a SQuAD file and their windows, the latter from a cache beside the file or in `cache_dir`.
@@ -93,17 +108,31 @@ def load(
     split = "train" if training else "dev"
     settings = f"{split} {max_seq_length} {doc_stride} {max_query_length}"
     key = digest(CACHE_FORMAT, path, _tokenizer_state(tokenizer), settings)
-    cache = Path(cache_dir or path.parent) / files.SQUAD_CACHE.format(split=split, max_length=max_seq_length, digest=key)
+    cache = Path(cache_dir or path.parent) / files.SQUAD_CACHE.format(
+        split=split, max_length=max_seq_length, digest=key
+    )
 
     def build() -> dict[str, np.ndarray]:
-        return windows(examples, tokenizer, max_seq_length, doc_stride, max_query_length, training, threads,
-                       progress).to_arrays()
+        return windows(
+            examples,
+            tokenizer,
+            max_seq_length,
+            doc_stride,
+            max_query_length,
+            training,
+            threads,
+            progress,
+        ).to_arrays()
 
-    found = SquadWindows.from_arrays(cached_arrays(cache, build, SquadWindows.sound, overwrite_cache))
+    found = SquadWindows.from_arrays(
+        cached_arrays(cache, build, SquadWindows.sound, overwrite_cache)
+    )
     if len(found.skipped):
-        print(f"warning: {path}: {len(found.skipped)} of {len(examples)} questions left out of training: the text of "
-              f"their answer is not where its answer_start says (first: {examples[found.skipped[0]].id!r})",
-              file=sys.stderr)
+        print(
+            f"warning: {path}: {len(found.skipped)} of {len(examples)} questions left out of training: the text of "
+            f"their answer is not where its answer_start says (first: {examples[found.skipped[0]].id!r})",
+            file=sys.stderr,
+        )
     return examples, found
 
 
@@ -120,25 +149,42 @@ class _Tokens:
     char_end: np.ndarray
 
     def of(self, text: int) -> np.ndarray:
-        return self.ids[self.starts[text]:self.starts[text + 1]]
+        return self.ids[self.starts[text] : self.starts[text + 1]]
 
 
 def _tokenize(texts: list[str], tokenizer, what: str, progress: bool) -> _Tokens:
     """All WordPieces of each text, without special tokens; a token covers the marks stripped off its last letter."""
     ids, spans, lengths = [], [], []
-    with tqdm(total=len(texts), desc=f"tokenize {what}", leave=False, disable=None if progress else True) as bar:
+    with tqdm(
+        total=len(texts), desc=f"tokenize {what}", leave=False, disable=None if progress else True
+    ) as bar:
         for at in range(0, len(texts), _CHUNK):
-            chunk = texts[at:at + _CHUNK]
-            coded = tokenizer(chunk, add_special_tokens=False, padding=False, truncation=False, verbose=False,
-                              return_attention_mask=False, return_token_type_ids=False, return_offsets_mapping=True)
-            for text, row, offsets in zip(chunk, coded["input_ids"], coded["offset_mapping"], strict=True):
+            chunk = texts[at : at + _CHUNK]
+            coded = tokenizer(
+                chunk,
+                add_special_tokens=False,
+                padding=False,
+                truncation=False,
+                verbose=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                return_offsets_mapping=True,
+            )
+            for text, row, offsets in zip(
+                chunk, coded["input_ids"], coded["offset_mapping"], strict=True
+            ):
                 lengths.append(len(row))
                 ids.append(np.array(row, dtype=np.int32))
                 spans.append(_with_marks(text, np.array(offsets, dtype=np.int32).reshape(-1, 2)))
             bar.update(len(chunk))
     starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     spans = np.concatenate([np.zeros((0, 2), np.int32), *spans])
-    return _Tokens(np.concatenate([np.zeros(0, np.int32), *ids]), starts, spans[:, 0].copy(), spans[:, 1].copy())
+    return _Tokens(
+        np.concatenate([np.zeros(0, np.int32), *ids]),
+        starts,
+        spans[:, 0].copy(),
+        spans[:, 1].copy(),
+    )
 
 
 def _with_marks(text: str, spans: np.ndarray) -> np.ndarray:
@@ -161,8 +207,14 @@ def _tokenizer_state(tokenizer) -> str:
 
 
 def windows(
-    examples: list[SquadExample], tokenizer, max_seq_length: int, doc_stride: int, max_query_length: int,
-    training: bool, threads: int = 1, progress: bool = False,
+    examples: list[SquadExample],
+    tokenizer,
+    max_seq_length: int,
+    doc_stride: int,
+    max_query_length: int,
+    training: bool,
+    threads: int = 1,
+    progress: bool = False,
 ) -> SquadWindows:
     """Windows of at most `max_seq_length` tokens whose starts are `doc_stride` WordPieces apart.
 
@@ -173,13 +225,17 @@ def windows(
     """
     os.environ["RAYON_NUM_THREADS"] = str(max(1, threads))
     _check_positive("--max_query_length", max_query_length)
-    contexts = {context: index for index, context in enumerate(dict.fromkeys(e.context for e in examples))}
+    contexts = {
+        context: index for index, context in enumerate(dict.fromkeys(e.context for e in examples))
+    }
     context_of = np.array([contexts[e.context] for e in examples], dtype=np.int64)
     tokens = _tokenize(list(contexts), tokenizer, "contexts", progress)
     questions = _tokenize([e.question for e in examples], tokenizer, "questions", progress)
     question_sizes = np.minimum(np.diff(questions.starts), max_query_length)
     _check_stride(examples, question_sizes, max_seq_length, doc_stride)
-    answer_first, answer_last, skipped = _answer_spans(examples, tokens, context_of, tokenizer, training, progress)
+    answer_first, answer_last, skipped = _answer_spans(
+        examples, tokens, context_of, tokenizer, training, progress
+    )
 
     sizes = np.where(skipped, 0, np.diff(tokens.starts)[context_of])
     example, offset, width = _layout(sizes, max_seq_length - 3 - question_sizes, doc_stride)
@@ -189,15 +245,26 @@ def windows(
     start = np.where(inside, answer_first[example] - offset + first, 0)
     end = np.where(inside, answer_last[example] - offset + first, 0)
     rows = _rows(questions, tokens, example, first, base, width, tokenizer)
-    continues = np.array([piece.startswith("##") for piece in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))])
-    small = dict(example=example, first=first, start=start, end=end, skipped=np.flatnonzero(skipped))
+    continues = np.array(
+        [piece.startswith("##") for piece in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))]
+    )
+    small = dict(
+        example=example, first=first, start=start, end=end, skipped=np.flatnonzero(skipped)
+    )
     return SquadWindows(
-        rows=rows, base=base, max_context=_max_context(rows, example, first, offset, width),
-        char_start=tokens.char_start, char_end=tokens.char_end, inside_word=continues[tokens.ids],
-        **{name: array.astype(np.int32) for name, array in small.items()})
+        rows=rows,
+        base=base,
+        max_context=_max_context(rows, example, first, offset, width),
+        char_start=tokens.char_start,
+        char_end=tokens.char_end,
+        inside_word=continues[tokens.ids],
+        **{name: array.astype(np.int32) for name, array in small.items()},
+    )
 
 
-def _layout(sizes: np.ndarray, room: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _layout(
+    sizes: np.ndarray, room: np.ndarray, stride: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Question, first context token and number of context tokens of every window, int64 [W].
 
     sizes, room: tokens of each question's context, and how many of them a window of it holds.
@@ -213,7 +280,9 @@ def _check_positive(flag: str, value: int) -> None:
         raise UserError(f"{flag} {value}: must be at least 1")
 
 
-def _check_stride(examples: list[SquadExample], question_sizes: np.ndarray, max_seq_length: int, stride: int) -> None:
+def _check_stride(
+    examples: list[SquadExample], question_sizes: np.ndarray, max_seq_length: int, stride: int
+) -> None:
     _check_positive("--doc_stride", stride)
     longest = int(np.argmax(question_sizes))
     room = max_seq_length - 3 - int(question_sizes[longest])
@@ -221,11 +290,17 @@ def _check_stride(examples: list[SquadExample], question_sizes: np.ndarray, max_
         raise UserError(
             f"--doc_stride {stride}: must be smaller than the {max(0, room)} context tokens that --max_seq_length "
             f"{max_seq_length} leaves beside question {examples[longest].id!r} of {question_sizes[longest]} tokens; "
-            "lower it or --max_query_length, or raise --max_seq_length")
+            "lower it or --max_query_length, or raise --max_seq_length"
+        )
 
 
 def _rows(
-    questions: _Tokens, tokens: _Tokens, example: np.ndarray, first: np.ndarray, base: np.ndarray, width: np.ndarray,
+    questions: _Tokens,
+    tokens: _Tokens,
+    example: np.ndarray,
+    first: np.ndarray,
+    base: np.ndarray,
+    width: np.ndarray,
     tokenizer,
 ) -> Rows:
     """The ids and types of all windows: 0 up to the [SEP] after the question, 1 from there on."""
@@ -235,8 +310,10 @@ def _rows(
     for window, at in enumerate(starts[:-1].tolist()):
         context_at = at + first[window]
         ids[at] = tokenizer.cls_token_id
-        ids[at + 1:context_at - 1] = questions.of(example[window])[:first[window] - 2]
-        ids[context_at:context_at + width[window]] = tokens.ids[base[window]:base[window] + width[window]]
+        ids[at + 1 : context_at - 1] = questions.of(example[window])[: first[window] - 2]
+        ids[context_at : context_at + width[window]] = tokens.ids[
+            base[window] : base[window] + width[window]
+        ]
         types[at:context_at] = 0
     return Rows(ids, types, starts)
 
@@ -252,7 +329,9 @@ def _max_context(
         best = _best_window(offset[begin:stop], width[begin:stop])
         for window in range(begin, stop):
             seen = slice(offset[window], offset[window] + width[window])
-            flags[context_at[window]:context_at[window] + width[window]] = best[seen] == window - begin
+            flags[context_at[window] : context_at[window] + width[window]] = (
+                best[seen] == window - begin
+            )
     return flags
 
 
@@ -270,7 +349,12 @@ def _best_window(offset: np.ndarray, width: np.ndarray) -> np.ndarray:
 
 
 def _answer_spans(
-    examples: list[SquadExample], tokens: _Tokens, context_of: np.ndarray, tokenizer, training: bool, progress: bool
+    examples: list[SquadExample],
+    tokens: _Tokens,
+    context_of: np.ndarray,
+    tokenizer,
+    training: bool,
+    progress: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First and last context token of each question's first answer, -1 where none is; which questions to leave out."""
     first, last = np.full((2, len(examples)), -1, dtype=np.int64)
@@ -282,7 +366,9 @@ def _answer_spans(
     for index, example in enumerate(examples):
         if example.answers:
             text = slice(tokens.starts[context_of[index]], tokens.starts[context_of[index] + 1])
-            span = _answer_span(example, tokens.ids[text], tokens.char_start[text], answers.of(index))
+            span = _answer_span(
+                example, tokens.ids[text], tokens.char_start[text], answers.of(index)
+            )
             first[index], last[index] = span or (-1, -1)
             skipped[index] = span is None
     return first, last, skipped
@@ -299,13 +385,16 @@ def _answer_span(
     words = list(WORD.finditer(example.context))
     word_starts = [word.start() for word in words]
     stop = min(at + len(text), len(example.context))
-    left, right = bisect_right(word_starts, at) - 1, bisect_right(word_starts, stop - 1)  # a space: the word before it
+    left, right = (
+        bisect_right(word_starts, at) - 1,
+        bisect_right(word_starts, stop - 1),
+    )  # a space: the word before it
     answer = " ".join(text.split())
     if left < 0 or not answer or answer not in " ".join(word.group() for word in words[left:right]):
         return None
     first = int(np.searchsorted(char_start, words[left].start()))
     last = int(np.searchsorted(char_start, words[right - 1].end())) - 1
     for begin in range(first, last - len(answer_ids) + 2):
-        if len(answer_ids) and np.array_equal(ids[begin:begin + len(answer_ids)], answer_ids):
+        if len(answer_ids) and np.array_equal(ids[begin : begin + len(answer_ids)], answer_ids):
             return begin, begin + len(answer_ids) - 1
     return (first, last) if first <= last else None

@@ -33,14 +33,20 @@ def read_squad(path: str | os.PathLike, v2: bool) -> list[SquadExample]:
     """
     document = _read_json(Path(path))
     if not v2 and _VERSION_2.match(str(document.get("version"))):
-        raise UserError(f"{path}: this is a SQuAD 2.0 file; add --version_2_with_negative or give a v1.1 file")
-    examples = [_example(place, context, qa, v2) for place, context, qa in _questions(path, document)]
+        raise UserError(
+            f"{path}: this is a SQuAD 2.0 file; add --version_2_with_negative or give a v1.1 file"
+        )
+    examples = [
+        _example(place, context, qa, v2) for place, context, qa in _questions(path, document)
+    ]
     if not examples:
         raise UserError(f"{path}: holds no questions")
     seen = set()
     for example in examples:
         if example.id in seen:
-            raise UserError(f"{path}: two questions have the id {example.id!r}; each needs an id of its own")
+            raise UserError(
+                f"{path}: two questions have the id {example.id!r}; each needs an id of its own"
+            )
         seen.add(example.id)
     return examples
 
@@ -53,7 +59,9 @@ def _read_json(path: Path) -> dict:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON (line {error.lineno}: {error.msg}); give a SQuAD .json file") from error
+        raise UserError(
+            f"{path}: not JSON (line {error.lineno}: {error.msg}); give a SQuAD .json file"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON that can be read; give a SQuAD .json file") from error
     if not isinstance(document, dict) or "data" not in document:
@@ -78,17 +86,27 @@ def _example(place: str, context: str, qa: dict, v2: bool) -> SquadExample:
     question = _get(qa, "question", str, place)
     impossible = _get(qa, "is_impossible", bool, place) if "is_impossible" in qa else False
     if impossible and not v2:
-        raise UserError(f"{place}: has no answer (SQuAD 2.0); add --version_2_with_negative or give a v1.1 file")
-    answers = () if impossible else tuple(_answer(entry, context, place) for entry in _get(qa, "answers", list, place))
+        raise UserError(
+            f"{place}: has no answer (SQuAD 2.0); add --version_2_with_negative or give a v1.1 file"
+        )
+    answers = (
+        ()
+        if impossible
+        else tuple(_answer(entry, context, place) for entry in _get(qa, "answers", list, place))
+    )
     if not impossible and not answers:
-        raise UserError(f"{place}: 'answers' is empty; give an answer, or is_impossible and --version_2_with_negative")
+        raise UserError(
+            f"{place}: 'answers' is empty; give an answer, or is_impossible and --version_2_with_negative"
+        )
     return SquadExample(name, question, context, answers, impossible)
 
 
 def _answer(entry: dict, context: str, place: str) -> tuple[str, int]:
     text, start = _get(entry, "text", str, place), _get(entry, "answer_start", int, place)
     if not 0 <= start < len(context):
-        raise UserError(f"{place}: answer_start {start} is outside its context of {len(context)} characters")
+        raise UserError(
+            f"{place}: answer_start {start} is outside its context of {len(context)} characters"
+        )
     return text, start
 
 

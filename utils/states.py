@@ -23,7 +23,9 @@ class State(NamedTuple):
     def of(cls, path: Path) -> "State | None":
         """The checkpoint at `path`, None if the name is not one's."""
         parts = path.stem.split("-")[1:]
-        if [part.isdecimal() for part in parts[:2]] != [True, True] or [len(part) for part in parts[2:]] != [16]:
+        if [part.isdecimal() for part in parts[:2]] != [True, True] or [
+            len(part) for part in parts[2:]
+        ] != [16]:
             return None
         return cls(int(parts[0]), int(parts[1]), parts[2], path)
 
@@ -39,8 +41,9 @@ class State(NamedTuple):
         try:
             return torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds
-            raise UserError(f"{self.path}: not a checkpoint that this program wrote; remove it and run the command again"
-                            ) from error
+            raise UserError(
+                f"{self.path}: not a checkpoint that this program wrote; remove it and run the command again"
+            ) from error
 
 
 def found(folder: Path) -> list[State]:

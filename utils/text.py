@@ -26,7 +26,9 @@ from utils.errors import UserError
 from utils.rows import Rows
 
 PIECE_BYTES = 1 << 15  # of text tokenized at once; larger pieces are no faster and take more memory
-LONGEST_PIECE = 4 << 20  # where the text has no place to cut; tokenizing takes up to 450 bytes of memory a byte
+LONGEST_PIECE = (
+    4 << 20
+)  # where the text has no place to cut; tokenizing takes up to 450 bytes of memory a byte
 RECORD_BYTES = 16 << 20  # of text between two records of progress
 SAMPLE_BYTES = 1 << 16
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -52,7 +54,9 @@ class Blocks:
     sep_id: int
 
     def __len__(self) -> int:
-        return len(self.ids) // (self.block_size - 2) if self.starts is None else len(self.starts) - 1
+        return (
+            len(self.ids) // (self.block_size - 2) if self.starts is None else len(self.starts) - 1
+        )
 
     def gather(self, indices: np.ndarray) -> Rows:
         """The examples `indices` (int64 [n]) as n rows with token types 0, in memory; IndexError outside the text."""
@@ -108,7 +112,9 @@ def load_blocks(
     """
     path = Path(path)
     if block_size < 3:
-        raise UserError(f"--block_size {block_size}: must be at least 3: [CLS], one WordPiece and [SEP]")
+        raise UserError(
+            f"--block_size {block_size}: must be at least 3: [CLS], one WordPiece and [SEP]"
+        )
     work = _Work.of(path, tokenizer, line_by_line, threads or os.cpu_count() or 1)
     ids, starts = _arrays(work, Path(cache_dir or path.parent), overwrite_cache)
     blocks = Blocks(ids, starts, block_size, tokenizer.cls_token_id, tokenizer.sep_token_id)
@@ -116,8 +122,10 @@ def load_blocks(
         return blocks
     if line_by_line:
         raise UserError(f"{path}: every line is blank; give a text")
-    raise UserError(f"{path}: has {len(ids)} WordPieces, less than one block of --block_size {block_size} "
-                    f"({block_size - 2} WordPieces, [CLS] and [SEP]); give a longer text or a smaller --block_size")
+    raise UserError(
+        f"{path}: has {len(ids)} WordPieces, less than one block of --block_size {block_size} "
+        f"({block_size - 2} WordPieces, [CLS] and [SEP]); give a longer text or a smaller --block_size"
+    )
 
 
 # ---- the text and its WordPieces
@@ -134,7 +142,9 @@ class _Work:
 
     @classmethod
     def of(cls, path: Path, tokenizer, by_lines: bool, threads: int) -> "_Work":
-        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # a copy: the caller's keeps its settings
+        backend = Tokenizer.from_str(
+            tokenizer.backend_tokenizer.to_str()
+        )  # a copy: the caller's keeps its settings
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = tokenizer.backend_tokenizer.encode_special_tokens
@@ -151,19 +161,27 @@ class _Work:
     def cache_names(self) -> tuple[str, str]:
         """Name of the cache, and the pattern of those that other tokenizers have."""
         mode = "lines" if self.identity["by_lines"] else "stream"
-        own = files.TEXT_CACHE.format(text=self.path.name, tokenizer=self.identity["tokenizer"][:8], mode=mode)
-        return own, files.TEXT_CACHE.format(text=glob.escape(self.path.name), tokenizer="?" * 8, mode=mode)
+        own = files.TEXT_CACHE.format(
+            text=self.path.name, tokenizer=self.identity["tokenizer"][:8], mode=mode
+        )
+        return own, files.TEXT_CACHE.format(
+            text=glob.escape(self.path.name), tokenizer="?" * 8, mode=mode
+        )
 
     def encode(self, start: int, piece: bytes) -> tuple[np.ndarray, np.ndarray]:
         """WordPiece ids of `piece`, which starts at byte `start`; line by line, also how many each line has."""
         try:
             text = piece.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise UserError(f"{self.path}: byte {start + error.start} (the first is 0) is not UTF-8; "
-                            "convert the text to UTF-8") from error
+            raise UserError(
+                f"{self.path}: byte {start + error.start} (the first is 0) is not UTF-8; "
+                "convert the text to UTF-8"
+            ) from error
         by_lines, dtype = self.identity["by_lines"], self.identity["dtype"]
         texts = [line for line in text.splitlines() if line.strip()] if by_lines else [text]
-        lists = [each.ids for each in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        lists = [
+            each.ids for each in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ]
         ids = np.concatenate([np.empty(0, dtype), *(np.array(each, dtype) for each in lists)])
         return ids, np.array([len(each) for each in lists] if by_lines else [], np.int64)
 
@@ -171,7 +189,9 @@ class _Work:
 def _text_state(path: Path) -> dict:
     """Size, modification time and a digest of three samples: cheap enough for a 13 GB text at every start."""
     if not path.is_file():
-        raise UserError(f"{path}: no such text file; --train_data_file and --eval_data_file name the texts")
+        raise UserError(
+            f"{path}: no such text file; --train_data_file and --eval_data_file name the texts"
+        )
     state = path.stat()
     if state.st_size == 0:
         raise UserError(f"{path}: is empty; give a text")
@@ -183,7 +203,9 @@ def _text_state(path: Path) -> dict:
     return {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "samples": digest(*samples)}
 
 
-def cut_pieces(file: BinaryIO, start: int, piece_bytes: int, breaks: tuple[bytes, ...]) -> Iterator[tuple[int, bytes]]:
+def cut_pieces(
+    file: BinaryIO, start: int, piece_bytes: int, breaks: tuple[bytes, ...]
+) -> Iterator[tuple[int, bytes]]:
     """(start, bytes) of the pieces of `file` from byte `start` on, each read by `piece_bytes` and cut behind a break.
 
     A piece without a break grows, up to LONGEST_PIECE (UserError).
@@ -198,13 +220,17 @@ def cut_pieces(file: BinaryIO, start: int, piece_bytes: int, breaks: tuple[bytes
         else:
             piece += block
         if len(piece) > LONGEST_PIECE:
-            raise UserError(f"{file.name}: no {'space' if b' ' in breaks else 'line break'} in {len(piece)} bytes "
-                            f"from byte {start} on; put line breaks into the text")
+            raise UserError(
+                f"{file.name}: no {'space' if b' ' in breaks else 'line break'} in {len(piece)} bytes "
+                f"from byte {start} on; put line breaks into the text"
+            )
     if piece:
         yield start, piece
 
 
-def _encoded(work: _Work, pieces: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def _encoded(
+    work: _Work, pieces: Iterator[tuple[int, bytes]]
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(end, ids, lengths) of the pieces in order, tokenized by threads; few wait at a time, so memory stays flat."""
     waiting, held = deque(), 0
     with ThreadPoolExecutor(work.threads) as pool:
@@ -232,7 +258,9 @@ def _arrays(work: _Work, folder: Path, overwrite: bool) -> tuple[np.ndarray, np.
             return text_cache.mapped(cache)
         print(f"{cache}: this cache {fault}; building it anew", file=sys.stderr)
     elif others := set(folder.glob(all_names)) - {cache}:
-        print(f"{min(others)}: this cache is of another tokenizer; building {name}", file=sys.stderr)
+        print(
+            f"{min(others)}: this cache is of another tokenizer; building {name}", file=sys.stderr
+        )
     return _built(work, cache, overwrite)
 
 
@@ -244,9 +272,14 @@ def _built(work: _Work, cache: Path, overwrite: bool) -> tuple[np.ndarray, np.nd
             cache.parent.mkdir(parents=True, exist_ok=True)
             partial = stack.enter_context(_claimed(cache.with_name(name)))
         except OSError as error:
-            _say_once(f"warning: {cache.parent}: cannot be written ({error.strerror}); texts are tokenized into a temporary "
-                      "folder, for this run alone; name one that keeps them with --cache_dir")
-            cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wordpieces-"))) / cache.name
+            _say_once(
+                f"warning: {cache.parent}: cannot be written ({error.strerror}); texts are tokenized into a temporary "
+                "folder, for this run alone; name one that keeps them with --cache_dir"
+            )
+            cache = (
+                Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wordpieces-")))
+                / cache.name
+            )
             partial = cache.with_name(name)
         if overwrite or text_cache.fault(cache, work.identity) is not None:
             _build(work, partial, cache, overwrite)
@@ -302,15 +335,25 @@ def _build(work: _Work, partial: Path, cache: Path, anew: bool) -> None:
                 raise
             building.remove()
             needed, free = building.needed(), shutil.disk_usage(cache.parent).free
-            raise UserError(f"{cache.parent}: no room for the WordPieces of {work.path}: about {needed:,} bytes "
-                            f"needed, {free:,} free; make room or name another folder with --cache_dir") from error
+            raise UserError(
+                f"{cache.parent}: no room for the WordPieces of {work.path}: about {needed:,} bytes "
+                f"needed, {free:,} free; make room or name another folder with --cache_dir"
+            ) from error
 
 
 def _tokenize(work: _Work, building: text_cache.Partial) -> None:
     recorded, total = building.text_done, work.identity["text"]["bytes"]
     breaks = LINE_BREAKS if work.identity["by_lines"] else WORD_BREAKS
-    bar = tqdm(total=total, initial=recorded, unit="B", unit_scale=True, desc=f"tokenizing {work.path.name}",
-               leave=False, delay=1, mininterval=1)
+    bar = tqdm(
+        total=total,
+        initial=recorded,
+        unit="B",
+        unit_scale=True,
+        desc=f"tokenizing {work.path.name}",
+        leave=False,
+        delay=1,
+        mininterval=1,
+    )
     with open(work.path, "rb") as file, bar:
         for end, ids, lengths in _encoded(work, cut_pieces(file, recorded, PIECE_BYTES, breaks)):
             building.append(end, ids, lengths)

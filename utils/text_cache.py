@@ -22,7 +22,9 @@ class Partial:
         self.header = fresh if anew else self._recorded(identity) or fresh
         self.files = [open(each, "r+b", buffering=0) for each in self.paths]  # noqa: SIM115 - close() closes them
         for file, size in zip(self.files, _part_sizes(self.header), strict=True):
-            file.truncate(size)  # drops what came after the last record; a new file gets zeros: no header, one start
+            file.truncate(
+                size
+            )  # drops what came after the last record; a new file gets zeros: no header, one start
             file.seek(size)
 
     @property
@@ -61,7 +63,9 @@ class Partial:
         text_bytes = self.header["identity"]["text"]["bytes"]
         guess = {**self.header, "ids": text_bytes // 4, "lines": 0}
         if self.text_done:
-            guess |= {key: self.header[key] * text_bytes // self.text_done for key in ("ids", "lines")}
+            guess |= {
+                key: self.header[key] * text_bytes // self.text_done for key in ("ids", "lines")
+            }
         return _layout(guess)[1]
 
     def remove(self) -> None:
@@ -80,13 +84,17 @@ class Partial:
         if header is None or header["identity"] != identity:
             return None
         sizes = zip(self.paths, _part_sizes(header), strict=True)
-        return header | {"complete": 0} if all(each.stat().st_size >= size for each, size in sizes) else None
+        return (
+            header | {"complete": 0}
+            if all(each.stat().st_size >= size for each, size in sizes)
+            else None
+        )
 
 
 def write(file: BinaryIO, data: bytes) -> None:
     """Write all of `data`: a disk that fills up takes a part first, and fails at the next."""
     while data:
-        data = data[file.write(data):]
+        data = data[file.write(data) :]
 
 
 def _part_sizes(header: dict) -> tuple[int, int]:

@@ -18,8 +18,12 @@ from utils.rows import Batch
 
 RESIDENT = "/proc/self/statm"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-LARGEST_KEPT = 2**25  # bytes, the most that glibc allows: larger blocks go back at once, or the gaps they leave add up
-ACTIVATION_BYTES = 1e9  # on a CPU a batch that would keep more for its backward pass is worked on in parts
+LARGEST_KEPT = (
+    2**25
+)  # bytes, the most that glibc allows: larger blocks go back at once, or the gaps they leave add up
+ACTIVATION_BYTES = (
+    1e9  # on a CPU a batch that would keep more for its backward pass is worked on in parts
+)
 
 
 @dataclass(frozen=True)
@@ -54,25 +58,33 @@ class Trainer:
     `recorded`: forward and backward passes as CUDA graphs (in one process).
     """
 
-    def __init__(self, model: nn.Module, task, recipe: Recipe, device: torch.device, recorded: bool = False):
+    def __init__(
+        self, model: nn.Module, task, recipe: Recipe, device: torch.device, recorded: bool = False
+    ):
         self.give_back = keep_freed_memory(device)
         self.model, self.task, self.recipe, self.device = model.to(device), task, recipe, device
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.loss = distributed.loss_module(model, task)
-        self.parameters = list(model.parameters())  # once: to find them takes as long as a third of the clipping
+        self.parameters = list(
+            model.parameters()
+        )  # once: to find them takes as long as a third of the clipping
         self.graphs = Graphs(self.losses, self.parameters) if recorded else None
         self.restart()
 
     def restart(self) -> None:
         """A new optimizer, as at the start of every round."""
         r = self.recipe
-        self.optimizer = ReleasedAdamW(self.model, r.learning_rate, r.adam_epsilon, r.weight_decay, r.fused)
+        self.optimizer = ReleasedAdamW(
+            self.model, r.learning_rate, r.adam_epsilon, r.weight_decay, r.fused
+        )
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The precision of the forward pass."""
         return autocast(self.device, self.recipe.precision)
 
-    def step(self, batches: list[np.ndarray], rate: float, place: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(
+        self, batches: list[np.ndarray], rate: float, place: tuple[int, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step on the mean loss over `batches`; that loss and the gradient norm before clipping."""
         self.optimizer.set_lr(rate)
         self.optimizer.zero_grad(set_to_none=True)
@@ -106,14 +118,22 @@ class Trainer:
         """
         for number, rows in enumerate(batches):
             lengths = self.task.lengths(rows) if self.device.type == "cpu" else None
-            count = 1 if lengths is None else math.ceil(self.activation_bytes(lengths) / ACTIVATION_BYTES)
+            count = (
+                1
+                if lengths is None
+                else math.ceil(self.activation_bytes(lengths) / ACTIVATION_BYTES)
+            )
             for part in [rows] if count == 1 else alike(rows, lengths, count):
                 yield number, part, len(part) / len(rows)
 
     def activation_bytes(self, lengths: np.ndarray) -> float:
         """About how much a forward pass over rows of these lengths keeps for the backward pass, in each process."""
         c = self.model.config
-        numbers = 12 * c.hidden_size + 2 * c.intermediate_size + 4 * c.num_attention_heads * int(lengths.max())
+        numbers = (
+            12 * c.hidden_size
+            + 2 * c.intermediate_size
+            + 4 * c.num_attention_heads * int(lengths.max())
+        )
         return 4 * c.num_hidden_layers * numbers * int(lengths.sum()) / distributed.size()
 
     def train(self, plan: Plan, start: int, place: tuple[int, ...], watch) -> None:
@@ -151,7 +171,9 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     """Autocast to `precision` ("fp32" leaves everything as it is)."""
     if precision == "fp32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype={"fp16": torch.float16, "bf16": torch.bfloat16}[precision])
+    return torch.autocast(
+        device.type, dtype={"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    )
 
 
 def alike(rows: np.ndarray, lengths: np.ndarray, count: int) -> list[np.ndarray]:

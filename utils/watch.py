@@ -66,17 +66,30 @@ class Watch:
     `call(step)` is made every n global steps (never if n is 0).
     """
 
-    def __init__(self, trainer: Trainer, run: Run, journal: Journal, total: int, logging_steps: int,
-                 checkpoint_minutes: float, periodic: list[tuple[int, Callable[[int], None]]]):
+    def __init__(
+        self,
+        trainer: Trainer,
+        run: Run,
+        journal: Journal,
+        total: int,
+        logging_steps: int,
+        checkpoint_minutes: float,
+        periodic: list[tuple[int, Callable[[int], None]]],
+    ):
         self.trainer, self.run, self.journal = trainer, run, journal
         self.periodic = [(logging_steps, self._log), *periodic]
         self.checkpoint_seconds = 60 * checkpoint_minutes
         # loss, learning rate and gradient norm of this process's last steps
-        self.records: collections.deque[dict] = collections.deque(maxlen=max(logging_steps, RECORDS))
+        self.records: collections.deque[dict] = collections.deque(
+            maxlen=max(logging_steps, RECORDS)
+        )
         self._pending: list[tuple] = []
         self._total, self._bar = total, None
         self._round, self._offset = 0, 0
-        self._place, self._skipped = 0, 0  # steps behind, and those of them that this process did not take
+        self._place, self._skipped = (
+            0,
+            0,
+        )  # steps behind, and those of them that this process did not take
         self._began = time.monotonic()
         self._saved_at = time.monotonic()
         self._stop: int | None = None
@@ -85,8 +98,15 @@ class Watch:
         self._handlers = contextlib.ExitStack()
 
     def __enter__(self) -> "Watch":
-        self._bar = tqdm(total=self._total, unit="step", file=sys.stderr, dynamic_ncols=True, leave=False,
-                         mininterval=0.1 if sys.stderr.isatty() else LOG_SECONDS, disable=not distributed.first())
+        self._bar = tqdm(
+            total=self._total,
+            unit="step",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            leave=False,
+            mininterval=0.1 if sys.stderr.isatty() else LOG_SECONDS,
+            disable=not distributed.first(),
+        )
         self._handlers.enter_context(_handled_by(self._on_signal))
         return self
 
@@ -106,7 +126,9 @@ class Watch:
         self._bar.initial = self._skipped  # what an earlier process did is none of this one's pace
         self._bar.set_description(f"round {round_ + 1}", refresh=True)
 
-    def after_step(self, step: int, rate: float, loss: torch.Tensor, norm: torch.Tensor, batches: list) -> None:
+    def after_step(
+        self, step: int, rate: float, loss: torch.Tensor, norm: torch.Tensor, batches: list
+    ) -> None:
         """Called by the trainer after step `step` of the round (counted from 1), which took the rows in `batches`."""
         self._pending.append((step, rate, torch.stack((loss.float(), norm.float())), batches))
         place = self._place = self._offset + step
@@ -129,12 +151,16 @@ class Watch:
         self.run.check_held()
         if not self._pending:
             return
-        values = torch.stack([pair for _, _, pair, _ in self._pending]).tolist()  # one wait for the device
+        values = torch.stack(
+            [pair for _, _, pair, _ in self._pending]
+        ).tolist()  # one wait for the device
         for (step, rate, _, batches), (loss, norm) in zip(self._pending, values, strict=True):
             if fault := self._fault(loss, norm):
                 rows = ", ".join(str(r) for rows in batches for r in rows)
-                raise LossNotFinite(f"{fault} at step {step} of round {self._round + 1} (training rows {rows}); "
-                                    "lower --learning_rate; the last good checkpoint is kept")
+                raise LossNotFinite(
+                    f"{fault} at step {step} of round {self._round + 1} (training rows {rows}); "
+                    "lower --learning_rate; the last good checkpoint is kept"
+                )
             self.records.append({"loss": loss, "lr": rate, "grad_norm": norm})
         self._pending.clear()
         self._bar.set_postfix(loss=f"{self.records[-1]['loss']:.4f}", refresh=False)
@@ -142,12 +168,14 @@ class Watch:
     def _fault(self, loss: float, norm: float) -> str | None:
         if not math.isfinite(loss):
             return f"the loss is {loss}"
-        if not math.isfinite(norm) and not self.trainer.scaler.is_enabled():  # a loss scaler skips such a step
+        if (
+            not math.isfinite(norm) and not self.trainer.scaler.is_enabled()
+        ):  # a loss scaler skips such a step
             return f"the gradient's norm is {norm}"
         return None
 
     def _log(self, place: int) -> None:
-        recent = list(self.records)[-self.periodic[0][0]:]
+        recent = list(self.records)[-self.periodic[0][0] :]
         self.journal.scalar("lr", recent[-1]["lr"], place)
         self.journal.scalar("loss", sum(r["loss"] for r in recent) / len(recent), place)
 
@@ -155,8 +183,16 @@ class Watch:
         """Keep everything needed to go on after step `step` of `round_`."""
         self.flush()
         generators = distributed.gathered(seeds.generator_state())
-        self.run.save_state({"round": round_, "step": step, "generators": generators, "began_with": self._began_with,
-                             "data": self._data, **self.trainer.state()})
+        self.run.save_state(
+            {
+                "round": round_,
+                "step": step,
+                "generators": generators,
+                "began_with": self._began_with,
+                "data": self._data,
+                **self.trainer.state(),
+            }
+        )
         distributed.wait_for_first()
         self._saved_at = time.monotonic()
 
@@ -165,18 +201,27 @@ class Watch:
 
         To be called before the first step. Raises UserError if model, mask or training data are not what the run began with.
         """
-        self._began_with, self._data = masks.fingerprint(self.trainer.model), self.trainer.task.data_checksum()
+        self._began_with, self._data = (
+            masks.fingerprint(self.trainer.model),
+            self.trainer.task.data_checksum(),
+        )
         state = self.run.load_state()
         found = None if state is None else (state["round"], state["step"])
         distributed.check_same(str(found), "checkpoint to go on from")
         if found is None:
             return None
-        if state.get("began_with", self._began_with) != self._began_with:  # none in checkpoints of earlier versions
-            raise UserError(f"{self.run.folder}: this run began with other weights or another mask than the same flags give now; "
-                            "put those files (or library versions) back, or give --restart to begin anew")
+        if (
+            state.get("began_with", self._began_with) != self._began_with
+        ):  # none in checkpoints of earlier versions
+            raise UserError(
+                f"{self.run.folder}: this run began with other weights or another mask than the same flags give now; "
+                "put those files (or library versions) back, or give --restart to begin anew"
+            )
         if state.get("data", self._data) != self._data:
-            raise UserError(f"{self.run.folder}: this run began with other training data than the same flags give now; "
-                            "put that data back, or give --restart to begin anew")
+            raise UserError(
+                f"{self.run.folder}: this run began with other training data than the same flags give now; "
+                "put that data back, or give --restart to begin anew"
+            )
         self.trainer.load_state(state)
         generators = state["generators"]
         seeds.set_generator_state(generators[distributed.rank() % len(generators)])
@@ -190,7 +235,10 @@ class Watch:
     def _end_by_signal(self) -> None:
         if distributed.first():
             name = signal.Signals(self._stop).name if self._stop else "a signal to another process"
-            tqdm.write(f"{name}: state saved in {self.run.folder}; the same command goes on from here", file=sys.stderr)
+            tqdm.write(
+                f"{name}: state saved in {self.run.folder}; the same command goes on from here",
+                file=sys.stderr,
+            )
         raise Preempted(RESUME_EXIT_CODE)
 
     def time_left(self) -> float:
