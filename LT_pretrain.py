@@ -1,54 +1,57 @@
-"""Find lottery tickets on masked language modelling: iterative magnitude pruning with rewinding (Algorithm 1)."""
+"""Find lottery tickets on masked language modelling: IMP with rewinding (Algorithm 1)."""
 
-from utils import cli, masks, models, session
-from utils.mlm import MlmTask
-from utils.seeds import Order
+from dataclasses import dataclass
 
+from utils import cli
 
-def parse_args():
-    """The command line."""
-    parser = cli.OneLineParser(description=__doc__)
-    cli.add_mlm_flags(parser)
-    cli.add_model_flags(parser, default=None)
-    cli.add_output_flags(parser)
-    cli.add_training_flags(parser, batch=16, rate=5e-5, epochs=1.0, save_steps=cli.ROUND)
-    cli.add_imp_flags(parser)
-    args = parser.parse_args()
-    cli.check_training_flags(args)
-    cli.check_mlm_flags(args)
-    return args
-
-
-def main():
-    args = parse_args()
-    settings = cli.settings(args)
-
-    # data
-    config, tokenizer = cli.mlm_source(args)
-    task = MlmTask(
-        tokenizer, args.mlm_probability, args.per_gpu_eval_batch_size if args.as_released else None
+with cli.imports_without_gc():
+    from utils import finetune, imp, released
+    from utils.config import (
+        ImpConfig,
+        ModelConfig,
+        RunConfig,
+        SubnetworkConfig,
+        TextConfig,
+        TrainingConfig,
+        defaults,
     )
-    cli.read_text(args, task, config)
+    from utils.runs.run import Experiment, start_runtime
+    from utils.tasks.mlm import MlmTask
 
-    # model: theta_0 pre-trained (or drawn, without --model_name_or_path), the MLM head with it
-    init = "pre" if args.model_name_or_path else "rand"
-    model = models.load_model(
-        task.model_class, args.model_name_or_path, config, args.seed, init, args.cache_dir
+
+@dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    """The flags of this script."""
+
+    data: TextConfig
+    imp: ImpConfig
+    model: ModelConfig = defaults(model_name_or_path=None)
+    training: TrainingConfig = defaults(
+        per_gpu_train_batch_size=16, learning_rate=5e-5, num_train_epochs=1.0
     )
 
-    if not args.do_train:
-        session.run_evaluation(task, model, session.load_ticket(model, None), init, None, settings)
+
+def main() -> None:
+    """Run Algorithm 1, or without --do_train evaluate the model given."""
+    config = cli.parse(Config, __doc__)
+    runtime = start_runtime(config.training)
+
+    # data and model: theta_0 pre-trained, or random without --model_name_or_path
+    task = MlmTask.load(config.data, config.model, config.training, config.output)
+    init = SubnetworkConfig(dir="pre" if config.model.model_name_or_path else "rand")
+    experiment = Experiment.prepare(task, config, runtime, init)
+    if config.training.as_released:
+        experiment = released.apply(experiment)
+    if not config.training.do_train:
+        finetune.evaluate(experiment)
         return
 
     # mask m = 1, then rounds of training, pruning and rewinding
-    order = Order(
-        task.train_rows, cli.batch_size(args), args.gradient_accumulation_steps, args.seed
-    )
-    total = cli.total_steps(args.max_steps, args.num_train_epochs, order.steps_per_epoch)
-    policy = cli.policy(args, total, rewind="none", prune_first=True)
-    masks.attach(model)
-    session.run_imp(task, model, tokenizer, policy, init, settings, args.as_released)
+    schedule = imp.ImpSchedule.from_config(config.imp, experiment)
+    if config.training.as_released:
+        schedule = released.schedule(schedule, experiment)
+    imp.run(experiment, schedule)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_script(main)

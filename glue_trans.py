@@ -1,63 +1,55 @@
-"""Train a subnetwork of BERT (or the dense model) on a GLUE task: how the paper scores and transfers its tickets."""
+"""Train a subnetwork of BERT, or the dense model, on a GLUE task, as the paper scores tickets."""
 
-from utils import cli, models, session
-from utils.seeds import Order
+from dataclasses import dataclass
+
+from utils import cli
+
+with cli.imports_without_gc():
+    from utils import finetune, released
+    from utils.config import (
+        SAVE_STEPS_OF_TRAINING,
+        GlueConfig,
+        RunConfig,
+        SubnetworkConfig,
+        TrainingConfig,
+        defaults,
+    )
+    from utils.runs.run import Experiment, start_runtime
+    from utils.tasks.glue import GlueTask
 
 
-def parse_args():
-    """The command line."""
-    parser = cli.OneLineParser(description=__doc__)
-    cli.add_glue_flags(parser)
-    cli.add_ticket_flags(parser)
-    cli.add_model_flags(parser)
-    cli.add_output_flags(parser)
-    cli.add_training_flags(parser, batch=32, rate=2e-5, epochs=3.0, save_steps=cli.SAVE)
-    args = parser.parse_args()
-    cli.check_training_flags(args)
-    return args
+@dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    """The flags of this script."""
+
+    data: GlueConfig
+    subnetwork: SubnetworkConfig
+    training: TrainingConfig = defaults(save_steps=(None, SAVE_STEPS_OF_TRAINING))
 
 
-def main():
-    args = parse_args()
-    settings = cli.settings(args)
+def main() -> None:
+    """Train and score the subnetwork, or without --do_train evaluate the model given."""
+    config = cli.parse(Config, __doc__)
+    runtime = start_runtime(config.training)
 
     # data
-    config, tokenizer, task = cli.read_glue(args)
+    task = GlueTask.load(config.data, config.model, config.training, config.output)
 
-    # model: pre-trained, drawn anew, or perturbed weights
-    model = models.load_model(
-        task.model_class, args.model_name_or_path, config, args.seed, args.init, args.cache_dir
-    )
-    init, init_info = models.perturb(model, args.weight_pertub, args.init)
-
-    # mask
-    ticket = session.load_ticket(model, args.mask_dir)
-
-    if not args.do_train:
-        session.run_evaluation(task, model, ticket, init, init_info, settings)
+    # model (pre-trained, random or perturbed weights) and mask
+    experiment = Experiment.prepare(task, config, runtime, config.subnetwork)
+    mask = finetune.attach_mask(experiment.model, config.subnetwork.mask_dir)
+    if config.training.as_released:
+        experiment = released.apply(experiment)
+    if not config.training.do_train:
+        finetune.evaluate(experiment, mask)
         return
 
     # train and evaluate
-    order = Order(
-        task.train_rows, cli.batch_size(args), args.gradient_accumulation_steps, args.seed
-    )
-    planned = cli.total_steps(args.max_steps, args.num_train_epochs, order.steps_per_epoch)
-    total = planned + (
-        args.as_released and args.max_steps > 0
-    )  # the released loop stops one step late
-    session.run_fine_tuning(
-        task,
-        model,
-        tokenizer,
-        ticket,
-        init,
-        init_info,
-        total,
-        planned,
-        args.save_steps or 0,
-        settings,
-    )
+    plan = finetune.plan_steps(experiment)
+    if config.training.as_released:
+        plan = released.with_extra_step(plan, config.training)
+    finetune.run(experiment, plan, mask)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_script(main)

@@ -1,88 +1,74 @@
-"""Make a mask in one shot: magnitude pruning of BERT's weights as they are (OMP), or a random mask (m_RP of Table 2)."""
+"""Make a mask in one shot: magnitude pruning of BERT's weights (OMP), or a random mask (m_RP)."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from utils import cli, files, masks, models
-from utils.errors import UserError
+from utils import cli, files
+
+with cli.imports_without_gc():
+    from utils.config import ModelConfig, flag
+    from utils.modeling import bert
+    from utils.pruning import criteria, mask_files, masks
+    from utils.pruning.origin import Origin
 
 MODELS = {
-    "glue": models.SequenceClassifier,
-    "squad": models.QuestionAnswerer,
-    "pretrain": models.MaskedLanguageModel,
+    "glue": bert.SequenceClassifier,
+    "squad": bert.QuestionAnswerer,
+    "pretrain": bert.MaskedLanguageModel,
 }
 
 
-def parse_args():
-    """The command line."""
-    parser = cli.OneLineParser(description=__doc__)
-    add = parser.add_argument
-    add(
-        "--weight",
-        required=True,
+@dataclass(frozen=True)
+class Config:
+    """The flags of this script."""
+
+    base: ModelConfig
+    weight: str = flag(
+        ...,
+        "rank pre-trained weights, or those that --dir rand with this --seed trains",
         choices=["pre", "rand"],
-        help="rank the pre-trained weights, or those that --dir rand with the same --seed trains",
     )
-    add(
-        "--model",
-        required=True,
-        choices=list(MODELS),
-        help="the task model; all three share the encoder, so its mask",
+    model: str = flag(
+        ..., "the task model; all three share the encoder and so the mask", choices=list(MODELS)
     )
-    add("--rate", type=float, required=True, help="sparsity of the mask, from 0 to below 1")
-    add(
-        "--method",
+    rate: float = flag(..., "sparsity of the mask, from 0 to below 1", bounds=">= 0, < 1")
+    method: str = flag(
+        "magnitude",
+        "drop the smallest weights over all matrices, or random weights",
         choices=["magnitude", "random"],
-        default="magnitude",
-        help="drop the smallest weights of all matrices together, or random ones",
     )
-    add(
-        "--seed",
-        type=int,
-        default=42,
-        help="seed of --weight rand and of --method random (ours: 42)",
+    seed: int = flag(
+        42, "seed of --weight rand and of --method random (ours: 42)", bounds=f">= 0, < {2**63}"
     )
-    cli.add_model_flags(parser)
-    add(
-        "--output_dir",
-        default=None,
-        help="folder for mask.pt; left out, tmp/oneshot/WEIGHT_MODEL_RATE (ours)",
+    output_dir: str | None = flag(
+        None, "folder for mask.pt; left out, tmp/oneshot/WEIGHT_MODEL_RATE (ours)"
     )
-    args = parser.parse_args()
-    cli.check_seed(args.seed)
-    if not 0 <= args.rate < 1:
-        raise UserError(f"--rate {args.rate} must be at least 0 and below 1")
-    return args
 
 
-def main():
-    args = parse_args()
+def main() -> None:
+    """Write the mask and its origin, and print what it drops."""
+    config = cli.parse(Config, __doc__)
+    source, cache_dir = config.base.model_name_or_path, config.base.cache_dir
 
-    config = models.load_config(args.config_name or args.model_name_or_path, args.cache_dir)
-    model = models.load_model(
-        MODELS[args.model], args.model_name_or_path, config, args.seed, args.weight, args.cache_dir
-    )
-    values = masks.weights(model)
-    if args.method == "random":
-        mask = masks.random(
-            {name: value.shape for name, value in values.items()}, args.rate, args.seed
-        )
+    bert_config = bert.load_config(config.base.config_source, cache_dir)
+    model_class = MODELS[config.model]
+    model = bert.load_model(model_class, source, bert_config, config.seed, config.weight, cache_dir)
+
+    if config.method == "random":
+        mask = criteria.random(masks.shapes(model), config.rate, config.seed)
     else:
-        mask = masks.magnitude(values, args.rate)
+        mask = criteria.magnitude(masks.weights(model), config.rate)
 
-    folder = Path(args.output_dir or f"tmp/oneshot/{args.weight}_{args.model}_{args.rate}")
-    info = {
-        "method": "omp" if args.method == "magnitude" else "random",
-        "task": None,
-        "seed": args.seed,
-        "weight": args.weight,
-        "model": args.model_name_or_path,
-    }
-    masks.save(mask, folder / files.MASK, info)
-    kept = sum(int(m.sum()) for m in mask.values())
-    total = sum(m.numel() for m in mask.values())
+    name = f"{config.weight}_{config.model}_{config.rate}"
+    path = Path(config.output_dir or f"tmp/oneshot/{name}") / files.MASK
+    method = "omp" if config.method == "magnitude" else "random"
+    origin = Origin(method=method, seed=config.seed, weight=config.weight, model=source)
+    mask_files.save(mask, path, origin)
+    total = sum(keep.numel() for keep in mask.values())
+    dropped = total - sum(int(keep.sum()) for keep in mask.values())
     print(
-        f"{folder / files.MASK}: {args.method} mask of {len(mask)} matrices, "
-        f"{total - kept:,} of {total:,} weights dropped, sparsity {masks.sparsity(mask):.2%}"
+        f"{path}: {config.method} mask of {len(mask)} matrices, {dropped:,} of {total:,} weights "
+        f"dropped, sparsity {masks.sparsity(mask):.2%}"
     )
 
 

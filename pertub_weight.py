@@ -1,59 +1,49 @@
-"""Perturb pre-trained BERT weights (theta_0'' of Table 2): permute layers or the elements of matrices, or add noise."""
+"""Perturb pre-trained BERT weights (theta_0'' of Table 2): permute them or add noise."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from utils import cli, models, perturbation
-from utils.errors import UserError
+from utils import cli
+
+with cli.imports_without_gc():
+    from utils.config import ModelConfig, flag
+    from utils.modeling import bert, saving
+    from utils.pruning import perturbation
+    from utils.pruning.origin import Origin
 
 
-def parse_args():
-    """The command line."""
-    parser = cli.OneLineParser(description=__doc__)
-    add = parser.add_argument
-    add(
-        "--mode",
+@dataclass(frozen=True)
+class Config:
+    """The flags of this script."""
+
+    model: ModelConfig
+    mode: str = flag(
+        "layers",
+        "layers: the six matrices of a layer move together to another layer, as in the released "
+        "code; elements: the entries of each matrix are permuted; noise: Gaussian noise is added",
         choices=list(perturbation.MODES),
-        default="layers",
-        help="layers: the six matrices of a layer move together to another layer, as the released code does; "
-        "elements: the entries of each matrix are permuted within it; noise: Gaussian noise is added",
     )
-    add(
-        "--sigma",
-        type=float,
-        default=0.02,
-        help="--mode noise: standard deviation of the noise (ours)",
-    )
-    add("--seed", type=int, default=42, help="seed of the permutation or the noise (ours: 42)")
-    cli.add_model_flags(parser)
-    add(
-        "--output",
-        default="tmp/shuffle_weight.pt",
-        help="file to write, as --weight_pertub reads it",
-    )
-    args = parser.parse_args()
-    cli.check_seed(args.seed)
-    if not 0 < args.sigma < float("inf"):
-        raise UserError(f"--sigma {args.sigma} must be a number above 0")
-    return args
+    sigma: float = flag(0.02, "--mode noise: its standard deviation (ours)", bounds="> 0, < inf")
+    seed: int = flag(42, "seed of the draw (ours: 42)", bounds=f">= 0, < {2**63}")
+    output: str = flag("tmp/shuffle_weight.pt", "file to write, to give to --weight_pertub")
 
 
-def main():
-    args = parse_args()
+def main() -> None:
+    """Write the perturbed matrices and their origin."""
+    config = cli.parse(Config, __doc__)
+    source, cache_dir = config.model.model_name_or_path, config.model.cache_dir
 
-    config = models.load_config(args.config_name or args.model_name_or_path, args.cache_dir)
-    source = args.model_name_or_path
-    model = models.load_model(
-        models.SequenceClassifier, source, config, args.seed, cache_dir=args.cache_dir
+    bert_config = bert.load_config(config.model.config_source, cache_dir)
+    model = bert.load_model(
+        bert.SequenceClassifier, source, bert_config, config.seed, cache_dir=cache_dir
     )
-    weights = perturbation.perturb(model, args.mode, args.seed, args.sigma)
+    weights = perturbation.perturb(model, config.mode, config.seed, config.sigma)
 
-    info = {"mode": args.mode, "seed": args.seed, "model": args.model_name_or_path}
-    if args.mode == "noise":
-        info["sigma"] = args.sigma
-    models.save_weights(weights, Path(args.output), info)
-    print(
-        f"{args.output}: {len(weights)} weight matrices of {args.model_name_or_path}, {perturbation.MODES[args.mode]}"
-    )
+    sigma = config.sigma if config.mode == "noise" else None
+    origin = Origin(mode=config.mode, seed=config.seed, model=source, sigma=sigma)
+    saving.save_weights(weights, Path(config.output), origin)
+    mode = perturbation.MODES[config.mode]
+    print(f"{config.output}: {len(weights)} weight matrices of {source}, {mode}")
 
 
 if __name__ == "__main__":

@@ -1,72 +1,69 @@
-"""Train a subnetwork of BERT (or the dense model) on masked language modelling; --dir rand pre-trains from scratch."""
+"""Train a subnetwork of BERT, or the dense model, on masked language modelling."""
 
-from utils import cli, models, session
-from utils.errors import UserError
-from utils.mlm import MlmTask
-from utils.seeds import Order
+from dataclasses import dataclass
 
+from utils import cli
 
-def parse_args():
-    """The command line."""
-    parser = cli.OneLineParser(description=__doc__)
-    cli.add_mlm_flags(parser)
-    cli.add_ticket_flags(parser)
-    cli.add_model_flags(parser, default=None)
-    cli.add_output_flags(parser)
-    cli.add_training_flags(parser, batch=16, rate=5e-5, epochs=1.0, save_steps=cli.SAVE)
-    args = parser.parse_args()
-    cli.check_training_flags(args)
-    cli.check_mlm_flags(args)
-    if args.init == "pre" and args.model_name_or_path is None:
-        raise UserError(
-            "--dir pre needs --model_name_or_path, the model to start from; or give --dir rand"
-        )
-    return args
+with cli.imports_without_gc():
+    from utils import finetune, released
+    from utils.config import (
+        SAVE_STEPS_OF_TRAINING,
+        ModelConfig,
+        RunConfig,
+        SubnetworkConfig,
+        TextConfig,
+        TrainingConfig,
+        defaults,
+    )
+    from utils.errors import UserError
+    from utils.runs.run import Experiment, start_runtime
+    from utils.tasks.mlm import MlmTask
 
 
-def main():
-    args = parse_args()
-    settings = cli.settings(args)
+@dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    """The flags of this script."""
+
+    data: TextConfig
+    subnetwork: SubnetworkConfig
+    model: ModelConfig = defaults(model_name_or_path=None)
+    training: TrainingConfig = defaults(
+        per_gpu_train_batch_size=16,
+        learning_rate=5e-5,
+        num_train_epochs=1.0,
+        save_steps=(None, SAVE_STEPS_OF_TRAINING),
+    )
+
+    def __post_init__(self) -> None:
+        if self.subnetwork.dir == "pre" and self.model.model_name_or_path is None:
+            raise UserError(
+                "--dir pre needs --model_name_or_path, the model to start from; or give --dir rand"
+            )
+
+
+def main() -> None:
+    """Train and score the subnetwork, or without --do_train evaluate the model given."""
+    config = cli.parse(Config, __doc__)
+    runtime = start_runtime(config.training)
 
     # data
-    config, tokenizer = cli.mlm_source(args)
-    task = MlmTask(
-        tokenizer, args.mlm_probability, args.per_gpu_eval_batch_size if args.as_released else None
-    )
-    cli.read_text(args, task, config)
+    task = MlmTask.load(config.data, config.model, config.training, config.output)
 
-    # model and mask
-    model = models.load_model(
-        task.model_class, args.model_name_or_path, config, args.seed, args.init, args.cache_dir
-    )
-    init, init_info = models.perturb(model, args.weight_pertub, args.init)
-    ticket = session.load_ticket(model, args.mask_dir)
-
-    if not args.do_train:
-        session.run_evaluation(task, model, ticket, init, init_info, settings)
+    # model (pre-trained, random or perturbed weights) and mask
+    experiment = Experiment.prepare(task, config, runtime, config.subnetwork)
+    mask = finetune.attach_mask(experiment.model, config.subnetwork.mask_dir)
+    if config.training.as_released:
+        experiment = released.apply(experiment)
+    if not config.training.do_train:
+        finetune.evaluate(experiment, mask)
         return
 
     # train and evaluate
-    order = Order(
-        task.train_rows, cli.batch_size(args), args.gradient_accumulation_steps, args.seed
-    )
-    planned = cli.total_steps(args.max_steps, args.num_train_epochs, order.steps_per_epoch)
-    total = planned + (
-        args.as_released and args.max_steps > 0
-    )  # the released loop stops one step late
-    session.run_fine_tuning(
-        task,
-        model,
-        tokenizer,
-        ticket,
-        init,
-        init_info,
-        total,
-        planned,
-        args.save_steps or 0,
-        settings,
-    )
+    plan = finetune.plan_steps(experiment)
+    if config.training.as_released:
+        plan = released.with_extra_step(plan, config.training)
+    finetune.run(experiment, plan, mask)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_script(main)

@@ -1,74 +1,108 @@
-"""Training steps and prunes on a GPU: this project beside the plain way (plain.py) and transformers' Trainer, all in bfloat16.
+"""Training steps and prunes on a GPU: this project, the baseline, and transformers' Trainer.
 
-Needs no files: weights, tokens and labels are random. Prints one line of JSON a measurement: medians over --repeats spans
-of --steps steps each, after --warmup steps. The other ways get their padded batches ready made; ours packs its own.
+All use bfloat16. No files are needed: weights, tokens and labels are random. Each measurement is a
+line of JSON: medians over --repeats spans of --steps steps, after --warmup steps. The baseline and
+the Trainer get prepared padded batches; this project packs its own.
 """
 
 import argparse
 import gc
 import importlib.util
+import itertools
 import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 import whole
-from cases import BATCHES, CASES, SEED, Case, models, plain
+from cases import BATCHES, CASES, SEED, Case, baseline
 from transformers import BertConfig
 
-from utils import masks
-from utils.training import Recipe, Trainer
+from utils.config import TrainingConfig
+from utils.modeling import bert, saving
+from utils.modeling.runtime import Runtime
+from utils.pruning import masks
+from utils.training.cuda_graphs import CudaGraphs
+from utils.training.trainer import Trainer
 
-WAYS = (
-    "ours",
-    "recorded",
-    "compiled",
-    "plain",
-    "trainer",
-)  # ours; replayed CUDA graphs; --compile, which is both; two others
+WAYS = {
+    "ours": "this project",
+    "captured": "with CUDA graphs, which --compile brings",
+    "compiled": "with --compile: compiled layers and CUDA graphs",
+    "reduce-overhead": "layers compiled with torch.compile's own CUDA graphs",
+    "reduce-overhead-bucketed": "the same, with batches of few shapes",
+    "baseline": "padded rows in a simple loop (baseline.py)",
+    "trainer": "transformers' Trainer",
+}
+Step = Callable[[int], object]
 
 
-def our_step(case: Case, device: torch.device, way: str) -> Callable[[int], object]:
-    """A step of this project."""
+def our_step(case: Case, device: torch.device, way: str) -> Step:
+    """Return the function that takes optimizer step `number` with this project."""
     model = case.model("packed_rows")
-    if way == "compiled":
-        models.compile_layers(model)
-    recorded = way != "ours" and device.type == "cuda"
-    trainer = Trainer(model, case.task, Recipe(2e-5, case.size, precision="bf16"), device, recorded)
-    model.train()
-    return lambda number: trainer.step([case.taken(number)], 2e-5, (SEED, 0, number))
-
-
-def plain_step(case: Case, device: torch.device) -> Callable[[int], object]:
-    """A step of the plain loop."""
-    loop = plain.Loop(case.model("sdpa").to(device), precision="bf16")
-    batches = [case.padded(number) for number in range(BATCHES)]
-    return lambda number: loop.step(
-        {key: value.to(device) for key, value in batches[number % BATCHES].items()}
+    if way.startswith("reduce-overhead"):
+        compile_with_own_graphs(model)
+    if way == "reduce-overhead-bucketed":
+        train_batch = case.task.train_batch
+        case.task.train_batch = lambda *args: train_batch(*args).bucketed()
+    config = TrainingConfig(
+        do_train=True,
+        learning_rate=2e-5,
+        per_gpu_train_batch_size=case.size,
+        bf16=True,
+        compile=way == "compiled",
     )
+    trainer = Trainer(model, case.task, config, Runtime(device, "bf16"))
+    if way == "captured" and device.type == "cuda":
+        trainer.graphs = CudaGraphs(trainer.losses, list(trainer.model.parameters()))
+    model.train()
+    return lambda number: trainer.step([case.row_numbers(number)], 2e-5, (SEED, 0, number))
+
+
+def compile_with_own_graphs(model: Any) -> None:
+    """Compile the layers as mode "reduce-overhead" does, for any number of tokens."""
+    torch._dynamo.config.recompile_limit = bert.MAX_COMPILED
+    masks.for_compiled_layers(model)
+    options = {"fallback_random": True, "triton.cudagraphs": True}
+    for layer in model.bert.encoder.layer:
+        layer.compile(dynamic=True, options=options)
+
+
+def baseline_step(case: Case, device: torch.device) -> Step:
+    """Return the function that takes optimizer step `number` with the baseline."""
+    loop = baseline.Loop(case.model("sdpa").to(device), precision="bf16")
+    batches = [case.padded(number) for number in range(BATCHES)]
+
+    def step(number: int) -> float:
+        batch = batches[number % BATCHES]
+        return loop.step({key: value.to(device) for key, value in batch.items()})
+
+    return step
 
 
 def wait(device: torch.device) -> None:
-    """Until the GPU has done all."""
+    """Wait until the GPU is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
 def clear(device: torch.device) -> None:
-    """Free what the measurement before has left, and count the peak of memory anew."""
-    gc.collect()  # a Trainer and its recordings refer to each other
+    """Free the memory of the measurement before, and reset the peak of memory."""
+    gc.collect()  # a Trainer and its graphs refer to each other
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
 
 def clocked(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds that `call` and what it leaves to the GPU take."""
+    """Return the seconds of `call`, until the GPU is idle."""
     wait(device)
     began = time.perf_counter()
     call()
@@ -76,32 +110,35 @@ def clocked(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def spans(step: Callable[[int], object], args: argparse.Namespace) -> list[float]:
-    """Seconds a step, in each span of steps."""
+def spans(step: Step, args: argparse.Namespace) -> list[float]:
+    """Return the seconds per step of each span of steps."""
     for number in range(args.warmup):
         step(number)
-    return [
-        clocked(lambda: [step(number) for number in range(args.steps)], args.device) / args.steps
-        for _ in range(args.repeats)
-    ]
+
+    def span() -> None:
+        for number in range(args.steps):
+            step(number)
+
+    return [clocked(span, args.device) / args.steps for _ in range(args.repeats)]
 
 
 def trainer_spans(case: Case, args: argparse.Namespace) -> list[float]:
-    """The same of transformers' Trainer, which has a loop of its own."""
-    batches, marks = [case.padded(number) for number in range(BATCHES)], []
+    """Return the same for transformers' Trainer, which has its own loop."""
+    batches = [case.padded(number) for number in range(BATCHES)]
     rows = [
         {key: value[row] for key, value in batch.items()}
         for batch in batches
         for row in range(case.size)
     ]
+    marks: list[float] = []
+
+    warmup, steps, device = args.warmup, args.steps, args.device
 
     class Clock(transformers.TrainerCallback):
-        def on_step_end(self, arguments, state, control, **_):
-            if (
-                state.global_step >= args.warmup
-                and (state.global_step - args.warmup) % args.steps == 0
-            ):
-                wait(args.device)
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            after = state.global_step - warmup
+            if after >= 0 and after % steps == 0:
+                wait(device)
                 marks.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
@@ -122,34 +159,32 @@ def trainer_spans(case: Case, args: argparse.Namespace) -> list[float]:
         )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
-    return [(after - before) / args.steps for before, after in zip(marks, marks[1:], strict=False)]
+    return [(after - before) / args.steps for before, after in itertools.pairwise(marks)]
 
 
 def measure_step(args: argparse.Namespace, name: str, way: str) -> None:
-    """One way of training on one kind of batch: steps and rows a second, useful operations a second, peak memory."""
+    """Measure one way on one kind of batch: rows and useful operations per second, peak memory."""
     clear(args.device)
     case = Case(name, shape(args))
-    torch.backends.cuda.enable_cudnn_sdp(way in ("plain", "trainer"))  # models.py turns it off
+    bert.set_library_defaults()  # before the next line, which it would undo
+    torch.backends.cuda.enable_cudnn_sdp(way in ("baseline", "trainer"))
+    step: Step | None = None
     if way == "trainer":
-        found = trainer_spans(case, args)
+        seconds = trainer_spans(case, args)
     else:
-        step = plain_step(case, args.device) if way == "plain" else our_step(case, args.device, way)
-        found = spans(step, args)
-    middle = statistics.median(found)
-    say(
-        args,
-        name,
-        way,
-        found,
-        rows_per_second=case.size / middle,
-        useful_tflops=case.flops() / middle / 1e12,
-    )
-    if way in ("ours", "recorded"):
-        say(args, name, "a step that waits for the GPU", [], said=waits(step, args.device))
+        on = args.device
+        step = baseline_step(case, on) if way == "baseline" else our_step(case, on, way)
+        seconds = spans(step, args)
+    middle = statistics.median(seconds)
+    rows, tflops = case.size / middle, case.flops() / middle / 1e12
+    report(args, name, way, seconds, rows_per_second=rows, useful_tflops=tflops)
+    if step and way in ("ours", "captured"):
+        reason = first_wait(step, args.device)
+        report(args, name, "a step that waits for the GPU", [], said=reason)
 
 
 def shape(args: argparse.Namespace) -> BertConfig:
-    """The model's."""
+    """Return the model's configuration."""
     return BertConfig(
         num_hidden_layers=args.layers,
         hidden_size=64 * args.heads,
@@ -158,8 +193,8 @@ def shape(args: argparse.Namespace) -> BertConfig:
     )
 
 
-def waits(step: Callable[[int], object], device: torch.device) -> str | None:
-    """What torch says of the first thing in a step that waits for the GPU, if any does."""
+def first_wait(step: Step, device: torch.device) -> str | None:
+    """Return torch's message on the first operation of a step that waits for the GPU, if any."""
     if device.type == "cuda":
         torch.cuda.set_sync_debug_mode("error")
     try:
@@ -174,105 +209,67 @@ def waits(step: Callable[[int], object], device: torch.device) -> str | None:
     return None
 
 
-def measure_prunes(args: argparse.Namespace, way: str) -> None:
-    """Global prunes to 10, 20, ..., 50 %, and ours a rewind."""
-    clear(args.device)
-    model = (
-        Case("CoLA", BertConfig(num_hidden_layers=args.layers)).model("packed_rows").to(args.device)
-    )
+def measure_prunes(args: argparse.Namespace) -> None:
+    """Measure our global prunes to 10, 20, ..., 50 % and our rewind.
+
+    torch 2.11 has no baseline: its global_unstructured fails on a GPU ("indices should be either
+    on cpu or on the same device").
+    """
+    device = args.device
+    clear(device)
+    model = Case("CoLA", BertConfig(num_hidden_layers=args.layers)).model("packed_rows").to(device)
     theta = masks.snapshot(model)
-    prune = {
-        "ours": lambda after, _: masks.prune_to(model, after),
-        "plain": lambda after, before: plain.prune_more(model, after, before),
-    }[way]
-    say(
-        args,
-        "prune",
-        way,
-        [clocked(lambda k=k: prune(k / 10, (k - 1) / 10), args.device) for k in range(1, 6)],
-    )
-    if way == "ours":
-        say(
-            args,
-            "rewind",
-            way,
-            [clocked(lambda: masks.rewind(model, theta), args.device) for _ in range(5)],
-        )
+    prunes = [clocked(partial(masks.prune_to, model, k / 10), device) for k in range(1, 6)]
+    report(args, "prune", "ours", prunes)
+    rewinds = [clocked(partial(masks.rewind, model, theta), device) for _ in range(5)]
+    report(args, "rewind", "ours", rewinds)
 
 
 def measure_rounds(args: argparse.Namespace) -> None:
-    """Ten rounds of LT_glue.py on rows as many and as long as RTE's, 30 epochs in all: the whole process."""
+    """Measure LT_glue.py: ten rounds, 30 epochs, on rows as many and as long as RTE's."""
     with tempfile.TemporaryDirectory() as name:
-        folder, draw = Path(name), np.random.default_rng(SEED)
-        words = [
-            "[PAD]",
-            "[UNK]",
-            "[CLS]",
-            "[SEP]",
-            "[MASK]",
-            *(f"w{k}" for k in range(5, BertConfig().vocab_size)),
-        ]
-        (folder / "vocab.txt").write_text("\n".join(words))
-        model = models.load_model(models.SequenceClassifier, None, shape(args), SEED, "rand")
-        models.save_pretrained(model, models.load_tokenizer(name, True), folder)
-        for part, rows in (("train", args.rte_rows), ("dev", 277)):
-            lengths = draw.gamma(4, 16, (rows, 2)).astype(int) // 2 + 1
-            lines = [
-                "\t".join(" ".join(draw.choice(words[5:], n)) for n in pair) for pair in lengths
-            ]
-            labels = draw.choice(["entailment", "not_entailment"], rows)
-            table = [
-                f"{k}\t{line}\t{label}\n"
-                for k, (line, label) in enumerate(zip(lines, labels, strict=True))
-            ]
-            (folder / f"{part}.tsv").write_text(
-                "index\tsentence1\tsentence2\tlabel\n" + "".join(table)
-            )
-        command = [
-            "LT_glue.py",
-            "--task_name",
-            "RTE",
-            "--data_dir",
-            folder,
-            "--model_name_or_path",
-            folder,
-            "--do_lower_case",
-            "--do_train",
-            "--do_eval",
-            "--num_train_epochs",
-            30,
-            "--bf16",
-            "--logging_steps",
-            0,
-        ]
-        for way, flags in (("ours", []), ("compiled", ["--compile"])):
-            found = whole.timed(
-                *command,
-                *flags,
-                "--output_dir",
-                folder / way,
-                *["--no_cuda"] * (args.device.type == "cpu"),
-            )
-            say(args, "ten rounds of RTE", way, [found["seconds"]])
+        folder = Path(name)
+        write_rte(folder, args)
+        flags = ["--do_lower_case", "--do_train", "--do_eval", "--bf16", "--logging_steps", 0]
+        flags += ["--num_train_epochs", 30, *["--no_cuda"] * (args.device.type == "cpu")]
+        flags += ["--task_name", "RTE", "--data_dir", folder, "--model_name_or_path", folder]
+        for way in {"ours", "compiled"} & set(args.ways):
+            more = ["--compile"] if way == "compiled" else []
+            found = whole.timed("LT_glue.py", *flags, *more, "--output_dir", folder / way)
+            report(args, "ten rounds of RTE", way, [found["seconds"]])
+
+
+def write_rte(folder: Path, args: argparse.Namespace) -> None:
+    """Write a BERT with random weights and random rows like RTE's."""
+    draw = np.random.default_rng(SEED)
+    words = [f"w{k}" for k in range(5, BertConfig().vocab_size)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    model = bert.load_model(bert.SequenceClassifier, None, shape(args), SEED, "rand")
+    saving.save_pretrained(model, bert.load_tokenizer(str(folder), True), folder)
+    for split, rows in (("train", args.rte_rows), ("dev", 277)):
+        lengths = draw.gamma(4, 16, (rows, 2)).astype(int) // 2 + 1
+        pairs = ["\t".join(" ".join(draw.choice(words, n)) for n in pair) for pair in lengths]
+        labels = draw.choice(["entailment", "not_entailment"], rows)
+        lines = ["index\tsentence1\tsentence2\tlabel"]
+        lines += [f"{k}\t{pairs[k]}\t{labels[k]}" for k in range(rows)]
+        (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
 
 
 def measure_products(args: argparse.Namespace, size: int = 8192) -> None:
-    """The matrix peak that this GPU reaches: one large product in bfloat16."""
+    """Measure the peak of this GPU's matrix units: one large product in bfloat16."""
     matrix = torch.randn(size, size, device=args.device, dtype=torch.bfloat16)
-    found = [
-        clocked(lambda: [matrix @ matrix for _ in range(20)], args.device) / 20
-        for _ in range(args.repeats + 1)
-    ][1:]
-    say(
-        args,
-        "matrix product",
-        "torch",
-        found,
-        useful_tflops=2 * size**3 / statistics.median(found) / 1e12,
-    )
+
+    def products() -> None:
+        for _ in range(20):
+            torch.mm(matrix, matrix)
+
+    found = [clocked(products, args.device) / 20 for _ in range(args.repeats + 1)][1:]
+    tflops = 2 * size**3 / statistics.median(found) / 1e12
+    report(args, "matrix product", "torch", found, useful_tflops=tflops)
 
 
-def say(
+def report(
     args: argparse.Namespace, what: str, way: str, seconds: list[float], **more: object
 ) -> None:
     """Print a measurement."""
@@ -291,43 +288,42 @@ def say(
     print(json.dumps(row), flush=True)
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
+    """Parse the command line; exit with code 2 if this machine cannot do it."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--cases", nargs="+", default=list(CASES), choices=list(CASES), help="kinds of batches")
-    add("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="ways of training on them")
+    ways = "; ".join(f"{way}: {text}" for way, text in WAYS.items())
+    add("--ways", nargs="+", default=list(WAYS), choices=list(WAYS), help=ways)
     add("--steps", type=int, default=50, help="steps of a span")
     add("--warmup", type=int, default=2 * BATCHES, help="steps before the first span")
     add("--repeats", type=int, default=5, help="spans")
-    add(
-        "--rounds",
-        action="store_true",
-        help="ten rounds of IMP on random rows like RTE's, and nothing else",
-    )
-    add("--rte_rows", type=int, default=2490, help="training rows of these; fewer try it out")
+    add("--prunes", action="store_true", help="measure prunes, a rewind and the matrix peak too")
+    add("--rounds", action="store_true", help="only ten rounds of IMP on random rows like RTE's")
+    add("--rte_rows", type=int, default=2490, help="--rounds: training rows; few for a trial")
     add("--layers", type=int, default=12, help="layers of the model; BERT-base has 12")
     add("--heads", type=int, default=12, help="its heads, of 64 each; BERT-base has 12")
-    add(
-        "--device",
-        type=torch.device,
-        default=torch.device("cuda"),
-        help="cpu only tries the script out",
-    )
+    text = "cpu only tries the script out"
+    add("--device", type=torch.device, default=torch.device("cuda"), help=text)
     args = parser.parse_args()
     if args.device.type == "cuda" and not torch.cuda.is_available():
         parser.exit(2, "gpu.py: error: this measures a GPU, and torch finds none\n")
+    no_trainer = importlib.util.find_spec("accelerate") is None
+    if "trainer" in args.ways and no_trainer and not args.rounds:
+        remedy = "install it, or give --ways without trainer"
+        parser.exit(2, f"gpu.py: error: the Trainer needs the package accelerate; {remedy}\n")
+    return args
+
+
+def main() -> None:
+    """Measure what the flags name."""
+    args = parse_args()
     if args.rounds:
         measure_rounds(args)
         return
-    if "trainer" in args.ways and importlib.util.find_spec("accelerate") is None:
-        parser.exit(
-            2,
-            "gpu.py: error: the Trainer needs the package accelerate; install it, or give --ways without trainer\n",
-        )
-    if args.device.type == "cuda":
+    if args.prunes:
         measure_products(args)
-        for way in ("ours", "plain"):
-            measure_prunes(args, way)
+        measure_prunes(args)
     for name in args.cases:
         for way in args.ways:
             measure_step(args, name, way)

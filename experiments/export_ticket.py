@@ -1,16 +1,18 @@
-"""Publish a ticket: a Hugging Face folder with m * theta_0, the mask (one bit a weight), vocabulary and a model card."""
+"""Export a ticket: a Hugging Face folder with m * theta_0, mask, vocabulary and model card."""
+
+if __name__ == "__main__":
+    import _root  # noqa: F401
 
 import argparse
-import sys
+import dataclasses
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # so that `python experiments/export_ticket.py` finds utils
-
 from experiments import paper
-from utils import cli, files, masks, models, ticket_format
+from utils import cli, files
 from utils.errors import UserError
+from utils.modeling import bert, saving
+from utils.pruning import mask_files, masks
+from utils.pruning.origin import Origin, read_origin, write_origin
 
 FOUND_BY = {
     "imp": "iterative magnitude pruning",
@@ -22,107 +24,84 @@ REWINDS = {
     "none": "no rewinding (standard pruning)",
     "encoder": "rewinding the encoder only",
 }
+CARD = """\
+---
+library_name: transformers
+tags: [bert, lottery-ticket, pruning]
+---
+
+# {sparsity:.0%} sparse ticket of BERT{found_on}
+
+A subnetwork m * theta_0 of a pre-trained BERT, after *The Lottery Ticket Hypothesis for \
+Pre-trained BERT Networks* (Chen et al., NeurIPS 2020, arXiv 2007.12223). \
+It is not trained on any task: fine-tune it with its mask fixed.
+
+| | |
+|---|---|
+{table}
+
+The weights, without their mask:
+
+    from transformers import BertModel
+    model = BertModel.from_pretrained("{name}")
+
+The mask is in `{mask}`: `numpy.packbits` of each flattened matrix, with the shapes in the \
+metadata. The reproduction's scripts accept this folder as a mask:
+
+    python glue_trans.py --dir pre --model_name_or_path {model} --mask_dir {name} ...
+"""
 
 
-def card(info: dict, name: str, model: str, sparsity: float, matrices: int) -> str:
-    """The model card (README.md) of the exported folder `name`: what the ticket is and how to use it."""
-    task = paper.NAMES.get(info.get("task"), info.get("task"))
+def card(origin: Origin, name: str, model: str, matrices: int) -> str:
+    """Return the model card of the exported folder `name`: source and use of the ticket."""
+    task, step = paper.NAMES.get(origin.task or "", origin.task), origin.rewind_steps
     rows = {
         "theta_0": model,
-        "sparsity": f"{sparsity:.4%} of the weights of {matrices} matrices (encoder and pooler)",
-        "mask found by": FOUND_BY.get(info.get("method"), "a way that is not recorded"),
+        "sparsity": f"{origin.sparsity:.4%} of {matrices} weight matrices (encoder, pooler)",
+        "mask found by": FOUND_BY.get(origin.method or "", "an unrecorded method"),
         "on": task,
-        "seed": info.get("seed"),
-        "with": REWINDS.get(info.get("rewind")),
-        "rewound to step": info.get("rewind_steps") or None,
-        "sha256 of the mask": info.get("mask_sha256"),
+        "seed": origin.seed,
+        "with": REWINDS.get(origin.rewind or ""),
+        "rewound to step": f"{step}, to theta_i; this folder holds m * theta_0" if step else None,
+        "sha256 of the mask": origin.mask_sha256,
     }
-    lines = [
-        "---",
-        "library_name: transformers",
-        "tags: [bert, lottery-ticket, pruning]",
-        "---",
-        "",
-        f"# {sparsity:.0%} sparse ticket of BERT" + (f", found on {task}" if task else ""),
-        "",
-        "A subnetwork m * theta_0 of a pre-trained BERT after *The Lottery Ticket Hypothesis for Pre-trained BERT "
-        "Networks* (Chen et al., NeurIPS 2020, arXiv 2007.12223): not trained on any task, to be fine-tuned with its "
-        "mask held.",
-        "",
-        "| | |",
-        "|---|---|",
-    ]
-    lines += [f"| {key} | {value} |" for key, value in rows.items() if value is not None]
-    if info.get("rewind_steps"):
-        lines += [
-            "",
-            "The mask belongs with theta_i, the weights after that many steps; stored here is m * theta_0.",
-        ]
-    lines += [
-        "",
-        "The weights, without their mask:",
-        "",
-        "    from transformers import BertModel",
-        f'    model = BertModel.from_pretrained("{name}")',
-        "",
-        f"The mask is in `{ticket_format.PACKED_MASK}`: `numpy.packbits` of each flattened matrix, shapes in the "
-        "metadata. The reproduction's scripts take this folder as a mask:",
-        "",
-        f"    python glue_trans.py --dir pre --model_name_or_path {model} --mask_dir {name} ...",
-    ]
-    return "\n".join(lines) + "\n"
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value is not None)
+    where = {"found_on": f", found on {task}" if task else "", "mask": files.PACKED_MASK}
+    return CARD.format(sparsity=origin.sparsity, table=table, name=name, model=model, **where)
 
 
 def export(mask_file: Path, source: str, out: Path, cache_dir: str | None = None) -> None:
-    """Write the ticket of `mask_file` and the BERT `source` to the folder `out`, whole or not at all.
+    """Write the ticket of `mask_file` and the BERT `source` to the new folder `out`, atomically.
 
-    `mask_file`: a mask.pt (of this project or the released code) or an exported folder. Raises UserError naming what
-    is wrong with mask or model, or if `out` is there already.
+    `mask_file` is a mask.pt (of this project or the released code) or an exported folder. Raises
+    UserError if `out` exists, or if the mask or the model is wrong.
     """
     if out.exists():
-        raise UserError(f"{out}: is there already; give a folder that is not")
-    config = models.load_config(source, cache_dir)
-    tokenizer = models.load_tokenizer(source, None, cache_dir)
-    model = models.load_model(
-        models.SequenceClassifier, source, config, seed=0, cache_dir=cache_dir
-    )
-    mask = masks.load(
-        mask_file, {name: module.weight.shape for name, module in masks.prunable(model).items()}
-    )
+        raise UserError(f"{out}: exists already; give a new folder")
+    config = bert.load_config(source, cache_dir)
+    tokenizer = bert.load_tokenizer(source, None, cache_dir)
+    model = bert.load_model(bert.SequenceClassifier, source, config, seed=0, cache_dir=cache_dir)
+    mask = mask_files.load(mask_file, masks.shapes(model))
     masks.attach(model, mask)
-    told = mask_file / ticket_format.PACKED_MASK if mask_file.is_dir() else mask_file
-    info = (models.read_info(told) or {}) | {
-        "sparsity": masks.sparsity(mask),
-        "mask_sha256": masks.digest(mask),
-    }
-    model.bert.saved_as = "BertModel"  # the encoder alone: a ticket has no head
-    with files.folder_written_whole(out) as folder:
-        packed = folder / ticket_format.PACKED_MASK
-        models.save_pretrained(model.bert, tokenizer, folder)
-        ticket_format.pack_mask(mask, packed)
-        files.write_json(masks.info_path(packed), info)
-        files.write_text(
-            folder / "README.md", card(info, out.name, source, masks.sparsity(mask), len(mask))
-        )
-
-
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "mask", type=Path, help="mask file, such as checkpoint-STEP/mask.pt of an IMP run"
-    )
-    parser.add_argument("--model", required=True, help="hub name or local folder of theta_0")
-    parser.add_argument(
-        "--cache_dir", help="folder for downloaded models, instead of the default place"
-    )
-    parser.add_argument("out", type=Path, help="folder to write; must not be there yet")
-    return parser.parse_args(argv)
+    sparsity, digest = masks.sparsity(mask), masks.digest(mask)
+    origin = read_origin(mask_file) or Origin()
+    origin = dataclasses.replace(origin, sparsity=sparsity, mask_sha256=digest)
+    with files.atomic_folder(out) as folder:
+        saving.save_pretrained(model.bert, tokenizer, folder)
+        mask_files.pack_mask(mask, folder / files.PACKED_MASK)
+        write_origin(folder / files.PACKED_MASK, origin)
+        files.write_text(folder / "README.md", card(origin, out.name, source, len(mask)))
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Export and say where to."""
-    args = parse(argv)
+    """Export the ticket and print the files written."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("mask", type=Path, help="mask file, such as checkpoint-STEP/mask.pt of an IMP run")
+    add("out", type=Path, help="folder to write; must not exist")
+    add("--model", required=True, help="hub name or local folder of theta_0")
+    add("--cache_dir", help="folder for downloaded models, instead of the default location")
+    args = parser.parse_args(argv)
     export(args.mask, args.model, args.out, args.cache_dir)
     print(f"{args.out}: {', '.join(sorted(entry.name for entry in args.out.iterdir()))}")
 

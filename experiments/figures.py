@@ -1,316 +1,232 @@
-"""The paper's figures as PNG and PDF, from every results.jsonl and mask below a folder: what tables.py counts, drawn."""
+"""The paper's figures as PNG and PDF, from every results.jsonl and mask below a folder."""
 
-import argparse
-import sys
+from __future__ import annotations
+
+if __name__ == "__main__":
+    import _root  # noqa: F401
+
+import importlib.util
+import itertools
+import math
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # so that `python experiments/figures.py` finds utils
-
-from experiments import command, overlap, paper, results, tables
-from experiments.markup import DASH, Entry, Table
+from experiments import paper, results, tables
+from experiments.markup import DASH, Layout, Table, Value, show
 from experiments.results import Cell, Results
+from utils import cli, files
 from utils.errors import UserError
 
-try:
+INSTALLED = importlib.util.find_spec("matplotlib") is not None
+if INSTALLED:
     import matplotlib
-except ImportError:
-    matplotlib = None
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
-WIDTH = 7.0  # inches: a page's text; nothing is printed smaller than 6 points
+WIDTH = 7.0  # inches: the text width of a page; no text is smaller than 6 points
 DPI = 200
-DARK, LIGHT, TEXT = (
-    "#08519c",
-    "#deebf7",
-    "#222222",
-)  # a pair that stays apart in grey and for every kind of sight
-STYLES = {
-    "IMP": ("#0072B2", "o", "-"),
-    "one-shot": ("#E69F00", "s", "--"),
-    "random mask": ("#009E73", "^", ":"),
-    "IMP, random weights": ("#D55E00", "v", "-."),
-    "IMP, layers shuffled": ("#CC79A7", "D", "--"),
-    "IMP, elements shuffled": ("#56B4E9", "P", ":"),
-}  # Okabe and Ito's colours, and a marker and a line of its own for each
-LINES = [
-    *STYLES.values(),
-    ("#000000", "x", "-"),
-    ("#F0E442", "*", "-"),
-    ("#999999", "<", "--"),
-    ("#332288", ">", ":"),
-    ("#882255", "h", "-."),
+Lines = Mapping[str, Mapping[float, Value]]  # label -> x -> score
+DARK, LIGHT, TEXT, BLACK, GREY = "#08519c", "#deebf7", "#222222", "#000000", "#999999"
+STYLES = [  # colour (Okabe and Ito, for colour-blind readers), marker, line
+    *(("#0072B2", "o", "-"), ("#E69F00", "s", "--"), ("#009E73", "^", ":")),
+    *(("#D55E00", "v", "-."), ("#CC79A7", "D", "--"), ("#56B4E9", "P", ":")),
+    *((BLACK, "x", "-"), ("#F0E442", "*", "-"), (GREY, "<", "--")),
+    *(("#332288", ">", ":"), ("#882255", "h", "-.")),
 ]
-SETTINGS = {
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,
-    "figure.dpi": DPI,
+SETTINGS: dict[Any, Any] = {
+    **{"font.size": 8, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False},
+    **{"legend.frameon": False, "pdf.fonttype": 42, "figure.dpi": DPI},
 }
 
 
-def _subplots(rows: int, columns: int, width: float, height: float):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+def _subplots(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
-def transfers(table: Table):
-    """Figure 2: each cell's number, dark where it is at least the target's own, and the counts at the right."""
-    targets, sources = table.header[1:-1], [label for label, _ in table.rows]
+def transfers(table: Table) -> Figure:
+    """Draw Figure 2: the number of each cell, dark cells dark, and their counts at the right."""
+    targets = table.header[1:-1]
     width = max(3.0, 0.56 * (len(targets) + 2))
-    title = textwrap.fill(table.title, int(17 * width))  # as many letters go in an inch
-    figure, [[axes]] = _subplots(1, 1, width, 0.9 + 0.28 * len(sources) + 0.14 * title.count("\n"))
-    for y, (_, entries) in enumerate(table.rows):
-        for x, entry in enumerate(entries[:-1]):
-            _transfer_cell(axes, x, y, entry)
-        axes.text(len(targets) - 0.35, y, entries[-1].show(0), va="center", fontsize=7, color=TEXT)
-    _grid(axes, targets, sources)
-    axes.set_xlabel("target task")
-    axes.set_ylabel("source task")
+    title = textwrap.fill(table.title, int(17 * width))  # 17 letters per inch
+    height = 0.9 + 0.28 * len(table.rows) + 0.14 * title.count("\n")
+    figure, [axes] = _subplots(1, 1, width, height)
+    right = len(targets) - 0.35
+    for y, (_, values) in enumerate(table.rows):
+        for x, cell in enumerate(_cells(values[:-1])):
+            fill = "white" if cell is None else DARK if cell.dark else LIGHT
+            look = {"facecolor": fill, "edgecolor": "white", "linewidth": 1}
+            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **look))
+            text = f"{cell.mean:.2f}" if cell else DASH
+            _number(axes, x, y, text, white=fill == DARK)
+        axes.text(right, y, show(values[-1], 0), va="center", fontsize=7, color=TEXT)
+    _grid(axes, table, targets)
+    axes.set(xlabel="target task", ylabel="source task")
     figure.suptitle(title, x=0.02, ha="left", fontsize=8)
-    axes.text(len(targets) - 0.35, -0.72, "dark", fontsize=7, color=TEXT)
+    axes.text(right, -0.72, "dark", fontsize=7, color=TEXT)
     return figure
 
 
-def _transfer_cell(axes, x: int, y: int, entry: Entry) -> None:
-    from matplotlib.patches import Rectangle
-
-    text = DASH if entry.show(2) == DASH else f"{entry.cell.mean:.2f}" if entry.cell else entry.text
-    fill = "white" if text == DASH else DARK if entry.dark else LIGHT
-    axes.add_patch(
-        Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=fill, edgecolor="white", linewidth=1)
-    )
-    axes.text(
-        x, y, text, ha="center", va="center", fontsize=6.5, color="white" if entry.dark else TEXT
-    )
-
-
-def _grid(axes, columns: list[str], rows: list[str]) -> None:
-    axes.set_xlim(-0.5, len(columns) - 0.5)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    columns, rows = (
-        [name.replace("theta_0", r"$\theta_0$") for name in names] for names in (columns, rows)
-    )
-    axes.set_xticks(
-        range(len(columns)), columns, fontsize=7, rotation=35, ha="right", rotation_mode="anchor"
-    )
-    axes.set_yticks(range(len(rows)), rows, fontsize=7)
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def shares(table: Table):
-    """Overlap as a shaded matrix: percent of the weights that either mask keeps; cividis reads in grey too."""
-    rows, columns = [label for label, _ in table.rows], table.header[1:]
-    figure, [[axes]] = _subplots(1, 1, 2.2 + 0.45 * len(columns), 1.1 + 0.28 * len(rows))
-    numbers = [
-        [e.cell.mean if e.cell else float("nan") for e in entries] for _, entries in table.rows
-    ]
+def shares(table: Table) -> Figure:
+    """Draw overlap as a shaded matrix; the colours of cividis also differ in grey."""
+    columns = table.header[1:]
+    figure, [axes] = _subplots(1, 1, 2.2 + 0.45 * len(columns), 1.1 + 0.28 * len(table.rows))
+    cells = [_cells(values) for _, values in table.rows]
+    numbers = [[cell.mean if cell else math.nan for cell in row] for row in cells]
     image = axes.imshow(numbers, cmap="cividis", aspect="auto")
-    low, high = image.get_clim()
+    middle = sum(image.get_clim()) / 2
     for y, row in enumerate(numbers):
         for x, number in enumerate(row):
-            dark = number < (low + high) / 2  # a cell without data is white
-            axes.text(
-                x,
-                y,
-                DASH if number != number else f"{number:.1f}",
-                ha="center",
-                va="center",
-                fontsize=6.5,
-                color="white" if dark else TEXT,
-            )
-    _grid(axes, columns, rows)
+            text = DASH if math.isnan(number) else f"{number:.1f}"
+            _number(axes, x, y, text, white=number < middle)
+    _grid(axes, table, columns)
     axes.set_title(table.title.partition(":")[0], loc="left", fontsize=8)
     figure.colorbar(image, label="kept by both, % of either", fraction=0.05)
     return figure
 
 
-def sparsities(found: Results, tasks: tuple[str, ...]):
-    """Score against sparsity, one panel a task: curves with their standard deviations, the full network's as a band."""
-    measured = [task for task in tasks if any(row.source for row in found.rows if row.task == task)]
+def _cells(values: list[Value]) -> list[Cell | None]:
+    return [value if isinstance(value, Cell) else None for value in values]
+
+
+def _number(axes: Axes, x: int, y: int, text: str, white: bool) -> None:
+    colour = "white" if white else TEXT
+    axes.text(x, y, text, ha="center", va="center", fontsize=6.5, color=colour)
+
+
+def _grid(axes: Axes, table: Table, columns: list[str]) -> None:
+    rows = [label.replace("theta_0", r"$\theta_0$") for label, _ in table.rows]
+    names = [column.replace("theta_0", r"$\theta_0$") for column in columns]
+    axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(rows) - 0.5, -0.5))
+    turned: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(names)), names, fontsize=7, **turned)
+    axes.set_yticks(range(len(rows)), rows, fontsize=7)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def sparsities(found: Results, tasks: tuple[str, ...]) -> Figure:
+    """Draw score against sparsity: a panel per task, the full network as a band."""
+    masked = found.rows[found.rows["source"] != ""]
+    measured = [task for task in tasks if task in set(masked["task"])]
+    percents = sorted(set(masked["percent"]) - {0.0})
     columns = min(3, len(measured))
-    rows = -(-len(measured) // columns)
-    figure, axes = _subplots(rows, columns, min(WIDTH, 2.6 * columns + 0.4), 0.5 + 2.0 * rows)
-    panels = list(axes.flat)
-    for place, task in zip(panels, measured, strict=False):
-        _score_panel(place, found, task)
-    for place in panels[len(measured) :]:
-        place.set_visible(False)
+    rows = math.ceil(len(measured) / columns)
+    figure, panels = _subplots(rows, columns, min(WIDTH, 2.6 * columns + 0.4), 0.5 + 2.0 * rows)
+    for axes, task in zip(panels, measured, strict=False):
+        full = found.full(task)
+        if full:
+            axes.axhline(full.mean, color=BLACK, linewidth=0.8, label="full network")
+        if full and full.std is not None:
+            low, high = full.mean - full.std, full.mean + full.std
+            axes.axhspan(low, high, color=BLACK, alpha=0.12, linewidth=0)
+        kinds = results.SUBNETWORKS
+        _curves(axes, {k: {p: found.cell(task, k, p) for p in percents} for k in kinds})
+        axes.set_title(paper.NAMES[task], loc="left")
+        axes.set(xlabel="sparsity, %", ylabel="score, %", xlim=(0, 100))
+    for axes in panels[len(measured) :]:
+        axes.set_visible(False)
     _legend(figure, "outside lower center", columns=4)
     return figure
 
 
-def _legend(figure, place: str, columns: int = 1) -> None:
-    """One legend for all panels, outside of them."""
-    handles = {
-        label: line
-        for axes in figure.axes
-        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc=place, ncols=columns, fontsize=7)
+def _curves(axes: Axes, lines: Lines, unit: float = 1.0) -> None:
+    """Draw mean and deviation, divided by `unit`, against x, if there is data."""
+    for (label, points), style in zip(lines.items(), itertools.cycle(STYLES), strict=False):
+        cells = {x: cell for x, cell in points.items() if isinstance(cell, Cell)}
+        if cells:
+            means = [cell.mean / unit for cell in cells.values()]
+            spread = [(cell.std or 0.0) / unit for cell in cells.values()]
+            look: dict[str, Any] = dict(zip(("color", "marker", "linestyle"), style, strict=True))
+            look |= {"markersize": 3.5, "linewidth": 1.1, "elinewidth": 0.7, "capsize": 1.5}
+            axes.errorbar(list(cells), means, yerr=spread, label=label, **look)
 
 
-def _score_panel(axes, found: Results, task: str) -> None:
-    full = found.full(task)
-    if full:
-        axes.axhline(full.mean, color="#000000", linewidth=0.8, label="full network")
-    if full and full.std is not None:
-        axes.axhspan(
-            full.mean - full.std, full.mean + full.std, color="#000000", alpha=0.12, linewidth=0
-        )
-    for label, wanted in tables.curves(task).items():
-        percents = [p for p in found.percents(task, **wanted) if p]
-        points = {p: cell for p in percents if (cell := found.cell(task, percent=p, **wanted))}
-        _curve(axes, points, label, STYLES[label])
-    axes.set_title(paper.NAMES[task], loc="left")
-    axes.set_xlabel("sparsity, %")
-    axes.set_ylabel("score, %")
-    axes.set_xlim(0, 100)
+def _legend(figure: Figure, position: str, columns: int = 1) -> None:
+    """Add one legend for all panels, outside of them."""
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        lines, labels = axes.get_legend_handles_labels()
+        handles |= dict(zip(labels, lines, strict=True))
+    look: dict[str, Any] = {"loc": position, "ncols": columns, "fontsize": 7}
+    figure.legend(list(handles.values()), list(handles), **look)
 
 
-def _curve(axes, points: dict[float, Cell], label: str, style: tuple[str, str, str]) -> None:
-    if not points:
-        return
-    colour, marker, line = style
-    spread = [cell.std or 0.0 for cell in points.values()]
-    axes.errorbar(
-        list(points),
-        [cell.mean for cell in points.values()],
-        yerr=spread,
-        label=label,
-        color=colour,
-        marker=marker,
-        linestyle=line,
-        markersize=3.5,
-        linewidth=1.1,
-        elinewidth=0.7,
-        capsize=1.5,
-    )
-
-
-def rewindings(table: Table):
-    """Transfer of subnetworks rewound to later points: one panel a source, one line a target."""
-    sources = list(dict.fromkeys(label.rpartition(", ")[0] for label, _ in table.rows))
-    figure, axes = _subplots(1, len(sources), min(WIDTH, 2.6 * len(sources) + 1.4), 2.8)
-    for place, source in zip(axes[0], sources, strict=True):
-        for column, target in enumerate(table.header[1:]):
-            points = {
-                float(label.rpartition(", ")[2].removesuffix(" %")): entries[column].cell
-                for label, entries in table.rows
-                if label.startswith(f"{source}, ") and entries[column].cell
-            }
-            _curve(place, points, target, LINES[column % len(LINES)])
-        place.axhline(0, color="#000000", linewidth=0.8)
-        place.set_title(f"found on {source}", loc="left")
-        place.set_xlabel("rewound to, % of training")
-        place.set_ylabel("score less the full network's")
+def rewindings(table: Table) -> Figure:
+    """Draw transfer against the rewinding point: a panel per source, a line per target."""
+    sources: dict[str, dict[float, list[Value]]] = {}  # source -> percent of training -> scores
+    for label, values in table.rows:
+        source, _, point = label.removesuffix(" %").rpartition(", ")
+        sources.setdefault(source, {})[float(point)] = values
+    figure, panels = _subplots(1, len(sources), min(WIDTH, 2.6 * len(sources) + 1.4), 2.8)
+    for axes, (source, rows) in zip(panels, sources.items(), strict=True):
+        _curves(axes, _columns(table, rows))
+        axes.axhline(0, color=BLACK, linewidth=0.8)
+        axes.set_title(f"found on {source}", loc="left")
+        axes.set(xlabel="rewound to, % of training", ylabel="score less the full network's")
     _legend(figure, "outside right upper")
     return figure
 
 
-def with_one_shot(table: Table):
-    """Cosine of IMP masks with the one-shot masks of theta_0, against sparsity; two random masks have 1 - sparsity."""
-    figure, [[axes]] = _subplots(1, 1, 4.6, 2.6)
-    rows = {
-        float(label.partition(" ")[0]): entries
-        for label, entries in table.rows
-        if label.endswith("cosine x 100")
-    }
-    for column, task in enumerate(table.header[1:]):
-        points = {
-            percent: entries[column].cell
-            for percent, entries in rows.items()
-            if entries[column].cell
-        }
-        scaled = {
-            p: Cell(c.mean / 100, None if c.std is None else c.std / 100, c.n)
-            for p, c in points.items()
-        }
-        _curve(axes, scaled, task, LINES[column % len(LINES)])
-    axes.plot([0, 100], [1, 0], color="#999999", linewidth=0.8, label="random masks")
-    axes.set_xlabel("sparsity, %")
-    axes.set_ylabel("cosine with the one-shot mask")
+def with_one_shot(table: Table) -> Figure:
+    """Draw the cosine of IMP masks and the one-shot masks of theta_0 against sparsity."""
+    figure, [axes] = _subplots(1, 1, 4.6, 2.6)
+    ending = " %, cosine x 100"
+    rows = {float(s.removesuffix(ending)): row for s, row in table.rows if s.endswith(ending)}
+    _curves(axes, _columns(table, rows), unit=100)
+    axes.plot([0, 100], [1, 0], color=GREY, linewidth=0.8, label="random masks")
+    axes.set(xlabel="sparsity, %", ylabel="cosine with the one-shot mask")
     _legend(figure, "outside right upper")
     return figure
 
 
-def draw(folder: Path, layout: tables.Layout, as_released: bool) -> dict:
-    """Name -> figure, of those for which there is data.
+def _columns(table: Table, rows: dict[float, list[Value]]) -> Lines:
+    """Return a line per column of the table through the scores of `rows`, x -> values."""
+    targets = enumerate(table.header[1:])
+    return {target: {x: values[i] for x, values in rows.items()} for i, target in targets}
 
-    Raises UserError if there are no results, or those of one task come from two recipes.
+
+DRAW = {  # name of a table -> how it is drawn; overlaps as `shares`
+    **{"figure2": transfers, "figure2_paper": transfers},
+    **{"figure_rewind": rewindings, "overlap_with_omp": with_one_shot},
+}
+
+
+def draw(folder: Path, layout: Layout, as_released: bool = False) -> dict[str, Figure]:
+    """Return name -> figure, for which there is data.
+
+    Raises UserError if there are no results, or those of one task have different recipes.
     """
-    found = results.read(folder, as_released)
+    wanted = ["figure2", "figure_rewind", "figure_sparsity", tables.OVERLAP]
+    made, found = tables.build(folder, layout, wanted, as_released)
     drawn = {}
-    transfer, rewind = tables.figure2(found, layout), tables.figure_rewind(found, layout)
-    if transfer.measured():
-        drawn["figure2"] = transfers(transfer)
-        if layout.with_paper:
-            drawn["figure2_paper"] = transfers(tables.figure2_paper(found, layout))
-    if any(row.init == "rewound" for row in found.rows) and rewind.measured():
-        drawn["figure_rewind"] = rewindings(rewind)
-    if tables.figure_sparsity(found, layout).measured():
-        drawn["figure_sparsity"] = sparsities(found, layout.tasks)
-    masks = tables.masks_below(folder, found, layout, as_released)
-    *parts, one_shot = overlap.tables(
-        masks, layout.tasks, layout.transfer_percent(), layout.with_paper
-    )
-    drawn |= {table.name: shares(table) for table in parts if table.measured()}
-    if one_shot.measured():
-        drawn["overlap_with_omp"] = with_one_shot(one_shot)
+    for table in made:
+        if table.name == "figure_sparsity":
+            drawn[table.name] = sparsities(found, layout.tasks)
+        elif table.name != "figure_rewind" or "rewound" in set(found.rows["init"]):
+            drawn[table.name] = DRAW.get(table.name, shares)(table)
     for notice in found.notices:
-        print(f"warning: {notice}", file=sys.stderr)
+        files.warn(notice)
     return drawn
-
-
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "folder", type=Path, help="folder below which every results.jsonl and mask is read"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="where to write the figures (default, ours: FOLDER/figures)"
-    )
-    parser.add_argument(
-        "--tasks", nargs="+", metavar="TASK", help="tasks to draw (default: the paper's eleven)"
-    )
-    parser.add_argument(
-        "--sparsity",
-        type=float,
-        metavar="S",
-        help="of the masks transferred and compared (default: 0.7)",
-    )
-    parser.add_argument(
-        "--as_released", action="store_true", help="take the masks found with --as_released instead"
-    )
-    parser.add_argument("--no_paper", action="store_true", help="leave out the paper's Figure 2")
-    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Draw and write NAME.png and NAME.pdf of every figure."""
-    args = parse(argv)
-    if matplotlib is None:
+    args = tables.parser(__doc__, "figures").parse_args(argv)
+    if not INSTALLED:
         raise UserError("matplotlib is not installed; pip install -r requirements-figures.txt")
     layout = tables.layout_of(args.tasks, args.sparsity, not args.no_paper)
     out = args.out or args.folder / "figures"
     out.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(SETTINGS):
         for name, figure in draw(args.folder, layout, args.as_released).items():
-            for form in ("png", "pdf"):
-                figure.savefig(out / f"{name}.{form}", dpi=DPI)
+            for suffix in ("png", "pdf"):
+                figure.savefig(out / f"{name}.{suffix}", dpi=DPI)
             print(out / f"{name}.png")
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

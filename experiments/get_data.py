@@ -22,8 +22,7 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
 )  # so that `python experiments/get_data.py` finds utils
 
-from experiments import command
-from utils import files
+from utils import cli, files
 from utils.errors import UserError
 
 GLUE = "https://dl.fbaipublicfiles.com/glue/data"
@@ -303,7 +302,7 @@ def fetch(name: str, dest: Path, mirror: str | None, any_checksum: bool, wait: f
             f"{paths[0]}: not the archive expected ({error}); remove it and run the command again"
         ) from error
     for file, content in contents.items():
-        with files.written_whole(dest / file) as temporary:
+        with files.atomic_file(dest / file) as temporary:
             temporary.write_bytes(content)
         known = UNPACKED.get(file)
         if known and sha256(dest / file) != known:
@@ -366,4 +365,4 @@ def main(argv: list[str] | None = None, wait: float = 1.0) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -1,110 +1,123 @@
-"""A table of measured and quoted numbers, and the same table as Markdown, CSV and LaTeX."""
+"""Tables of measured and quoted numbers, and their text as Markdown, CSV and LaTeX."""
 
-import csv
-import io
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import pandas as pd
+
+from experiments import paper
 from experiments.results import Cell
 
-DASH = "-"  # what a cell without data shows
+DASH = "-"  # text of a cell without data
+LATEX = str.maketrans({"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$"})
+Value = Cell | float | str | None  # scores, a sparsity or a verdict (bool), text, no data
+ByTask = Mapping[str, Value]
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One cell: a measured `cell`, or `text` as it stands; neither is a cell without data. `dark` prints it bold."""
+def show(value: Value, digits: int, bold: str = "{}") -> str:
+    """Return the text of a value; scores as mean, deviation if any, number of seeds in brackets.
 
-    cell: Cell | None = None
-    text: str | None = None
-    dark: bool = False
-
-    def show(self, digits: int, plus_minus: str = "±") -> str:
-        """The cell as printed: mean, standard deviation if there is one, number of seeds in brackets."""
-        if self.cell is None:
-            return DASH if self.text is None else self.text.replace("±", plus_minus)
-        spread = "" if self.cell.std is None else f" {plus_minus} {self.cell.std:.{digits}f}"
-        return f"{self.cell.mean:.{digits}f}{spread} ({self.cell.n})"
+    Dark scores have the format `bold`.
+    """
+    if isinstance(value, Cell):
+        spread = "" if value.std is None else f" ± {value.std:.{digits}f}"
+        seeds = f" ({value.n})" if value.n else ""
+        text = f"{value.mean:.{digits}f}{spread}{seeds}"
+        return bold.format(text) if value.dark else text
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, int | float) else value or DASH
 
 
 @dataclass
 class Table:
-    """Rows of entries under a header; the first header is that of the row labels."""
+    """Rows of values under a header; header[0] is the header of the row labels."""
 
     name: str  # of its files
     title: str
     header: list[str]
     digits: int = 1
-    rows: list[tuple[str, list[Entry]]] = field(default_factory=list)
+    rows: list[tuple[str, list[Value]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, label: str, entries: list[Entry]) -> None:
-        """Append a row; raises ValueError if its length is not the header's."""
-        if len(entries) != len(self.header) - 1:
-            raise ValueError(
-                f"{self.name}: row {label!r} has {len(entries)} cells, the header {len(self.header) - 1}"
-            )
-        self.rows.append((label, entries))
+    def add(self, label: str, values: Iterable[Value]) -> None:
+        """Append a row."""
+        self.rows.append((label, list(values)))
 
     def measured(self) -> bool:
-        """Whether any cell holds a measurement."""
-        return any(entry.cell for _, entries in self.rows for entry in entries)
+        """Return whether any cell holds a measurement."""
+        return any(isinstance(v, Cell) and v.n > 0 for _, values in self.rows for v in values)
+
+    def texts(self, bold: str) -> list[list[str]]:
+        """Return label and texts of each row."""
+        return [[label, *(show(v, self.digits, bold) for v in row)] for label, row in self.rows]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns (tasks), the sparsity, and whether the paper's numbers are printed."""
+
+    tasks: tuple[str, ...] = paper.TASKS
+    with_paper: bool = True
+    sparsity: float | None = None  # percent; None: the paper's, for each task and table
+
+    @property
+    def transfer_percent(self) -> float:
+        """The sparsity in percent of the masks that move between tasks."""
+        return self.sparsity or float(paper.TRANSFER_SPARSITY)
+
+    def percents(self, default: Mapping[str, int]) -> dict[str, float]:
+        """Return the sparsity in percent of each task: the user's, else `default`'s."""
+        return {task: self.sparsity or float(default[task]) for task in self.tasks}
+
+    def table(self, name: str, title: str, corner: str = "", digits: int = 1) -> Table:
+        """Return an empty table with a column per task."""
+        return Table(name, title, [corner, *(paper.NAMES[task] for task in self.tasks)], digits)
+
+    def add(self, table: Table, label: str, values: ByTask, quoted: ByTask | None = None) -> None:
+        """Append a row and, if they are printed, the paper's numbers below it."""
+        table.add(label, map(values.get, self.tasks))
+        if quoted and self.with_paper:
+            table.add("  paper", map(quoted.get, self.tasks))
+
+    def note(self, table: Table, text: str) -> None:
+        """Add a note on the paper's numbers, if they are printed."""
+        if self.with_paper:
+            table.notes.append(text)
 
 
 def markdown(table: Table) -> str:
-    """The table as Markdown, dark cells bold."""
-    lines = [f"### {table.title}", "", _piped(table.header), _piped(["---"] * len(table.header))]
-    for label, entries in table.rows:
-        shown = [
-            (f"**{text}**" if e.dark else text) for e in entries for text in [e.show(table.digits)]
-        ]
-        lines.append(_piped([label, *shown]))
-    return "\n".join([*lines, "", *(f"- {note}" for note in table.notes)]).rstrip() + "\n"
-
-
-def _piped(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    """Return the table as Markdown."""
+    rows = [table.header, ["---"] * len(table.header), *table.texts(bold="**{}**")]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    notes = [f"- {note}" for note in table.notes]
+    return "\n".join([f"### {table.title}", "", *lines, "", *notes]).rstrip() + "\n"
 
 
 def comma_separated(table: Table) -> str:
-    """One line a cell: row, column, mean, std, seeds (unrounded, empty if not measured), dark, text as printed."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["row", "column", "mean", "std", "seeds", "dark", "text"])
-    for label, entries in table.rows:
-        for column, entry in zip(table.header[1:], entries, strict=True):
-            c = entry.cell
-            numbers = ["", "", ""] if c is None else [c.mean, "" if c.std is None else c.std, c.n]
-            writer.writerow([label, column, *numbers, int(entry.dark), entry.show(table.digits)])
-    return out.getvalue()
+    """Return one line per cell: row, column, mean, std, seeds (unrounded, or empty), dark, text."""
+    lines: list[list[object]] = []
+    for label, values in table.rows:
+        for column, value in zip(table.header[1:], values, strict=True):
+            numbers: list[object] = ["", "", ""]
+            if isinstance(value, Cell) and value.n:
+                numbers = [value.mean, "" if value.std is None else value.std, value.n]
+            dark = isinstance(value, Cell) and value.dark
+            lines.append([label, column, *numbers, int(dark), show(value, table.digits)])
+    columns = ["row", "column", "mean", "std", "seeds", "dark", "text"]
+    return pd.DataFrame(lines, columns=columns, dtype=object).to_csv(index=False, na_rep="nan")
 
 
 def latex(table: Table) -> str:
-    """A booktabs table, dark cells bold."""
+    """Return a booktabs table."""
+    rows = [table.header, *table.texts(bold=r"\textbf{{{}}}")]
+    header, *body = (" & ".join(map(_tex, row)) + r" \\" for row in rows)
     columns = "l" + "r" * (len(table.header) - 1)
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_tex(table.title)}}}",
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-        _ampersands(table.header),
-        r"\midrule",
-    ]
-    for label, entries in table.rows:
-        shown = [
-            rf"\textbf{{{text}}}" if e.dark else text
-            for e in entries
-            for text in [_tex(e.show(table.digits))]
-        ]
-        lines.append(_ampersands([_tex(label), *shown], escape=False))
-    notes = [rf"% {note}" for note in table.notes]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", *notes]) + "\n"
-
-
-def _ampersands(cells: list[str], escape: bool = True) -> str:
-    return " & ".join(_tex(cell) if escape else cell for cell in cells) + r" \\"
+    top = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(table.title)}}}"]
+    tabular = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule", *body]
+    end = [r"\bottomrule", r"\end{tabular}", r"\end{table}", *(f"% {note}" for note in table.notes)]
+    return "\n".join([*top, *tabular, *end]) + "\n"
 
 
 def _tex(text: str) -> str:
-    for plain, escaped in (("%", r"\%"), ("_", r"\_"), ("&", r"\&"), ("#", r"\#"), ("±", r"$\pm$")):
-        text = text.replace(plain, escaped)
-    return "--" if text == DASH else text
+    return "--" if text == DASH else text.translate(LATEX)

@@ -1,21 +1,18 @@
-"""A miniature for the quickstart: an artificial language, a text and a GLUE task in it, and the shape of a small BERT."""
+"""Write the quickstart's data: an artificial language, a text and a task in it, a BERT config."""
+
+if __name__ == "__main__":
+    import _root  # noqa: F401
 
 import argparse
 import itertools
 import json
 import random
-import sys
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # so that `python experiments/miniature.py` finds utils
-
-from experiments import command
-from utils import files
+from utils import cli, files
 
 GENDERS = range(4)
-FORMS = {"determiner": 2, "adjective": 8, "noun": 8, "verb": 8}  # words of each kind in each gender
+FORMS = {"determiner": 2, "adjective": 8, "noun": 8, "verb": 8}  # words per kind and gender
 PREPOSITIONS = 4  # words without gender
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".")
 SYLLABLES = tuple(a + b for a, b in itertools.product("bdfgklmnprstvz", "aeiou"))
@@ -40,133 +37,116 @@ WordClass = tuple[str, int]  # kind and gender (0 for prepositions)
 
 
 class Language:
-    """Words in classes, and a grammar over the classes:
+    """Words in classes, and a grammar over the classes.
 
-        sentence: phrase(g) verb(g) phrase(h), in half of them followed by a preposition and another phrase, and a full stop
+        sentence: phrase(g) verb(g) phrase(h), half of them with a preposition and a third phrase
         phrase(g): determiner(g), in half of them adjective(g), noun(g)
 
-    What a word's class is shows in its neighbours alone, for spelling tells nothing: that is what pre-training can teach.
-    Within a class the first word is twice as frequent as the second, and so on.
+    Only the neighbours of a word show its class; its spelling does not. Pre-training can learn the
+    classes from them. Within a class, each word is twice as frequent as the next.
     """
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         spellings = ["".join(pair) for pair in itertools.product(SYLLABLES, repeat=2)]
         self.random.shuffle(spellings)
-        fresh = iter(spellings)
+        unused = iter(spellings)
         sizes = {(kind, gender): size for kind, size in FORMS.items() for gender in GENDERS}
         sizes["preposition", 0] = PREPOSITIONS
-        self.words = {each: list(itertools.islice(fresh, size)) for each, size in sizes.items()}
+        self.words = {each: list(itertools.islice(unused, size)) for each, size in sizes.items()}
 
-    def vocabulary(self) -> list[str]:
-        """Every WordPiece: BERT's special ones, the full stop, the words."""
-        return [*SPECIAL, *itertools.chain.from_iterable(self.words.values())]
-
-    def classes(self) -> list[WordClass]:
-        """The word classes of a random sentence."""
+    def sentence(self) -> list[WordClass]:
+        """Return the word classes of a random sentence."""
         subject = self.random.choice(GENDERS)
-        sentence = [
-            *self._phrase(subject),
-            ("verb", subject),
-            *self._phrase(self.random.choice(GENDERS)),
-        ]
+        classes = [*self._phrase(subject), ("verb", subject)]
+        classes += self._phrase(self.random.choice(GENDERS))
         if self.random.random() < 0.5:
-            sentence += [("preposition", 0), *self._phrase(self.random.choice(GENDERS))]
-        return sentence
+            classes += [("preposition", 0), *self._phrase(self.random.choice(GENDERS))]
+        return classes
 
     def _phrase(self, gender: int) -> list[WordClass]:
         adjectives = [("adjective", gender)] if self.random.random() < 0.5 else []
         return [("determiner", gender), *adjectives, ("noun", gender)]
 
-    def spoilt(self, sentence: list[WordClass]) -> list[WordClass]:
-        """`sentence` with WRONG of its words in another gender, so that it is no sentence of the language any more."""
-        places = [place for place, (kind, _) in enumerate(sentence) if kind != "preposition"]
-        spoilt = sentence
-        while acceptable(spoilt):  # a whole phrase may have changed
-            wrong = set(self.random.sample(places, WRONG))
-            spoilt = [
-                (kind, self._other(gender)) if place in wrong else (kind, gender)
-                for place, (kind, gender) in enumerate(sentence)
-            ]
-        return spoilt
+    def corrupt(self, sentence: list[WordClass]) -> list[WordClass]:
+        """Return `sentence` with WRONG words in another gender, so that it breaks the grammar."""
+        gendered = [at for at, (kind, _) in enumerate(sentence) if kind != "preposition"]
+        corrupted = sentence
+        while acceptable(corrupted):  # a whole phrase may have changed
+            corrupted = list(sentence)
+            for at in sorted(self.random.sample(gendered, WRONG)):
+                kind, gender = sentence[at]
+                others = [each for each in GENDERS if each != gender]
+                corrupted[at] = (kind, self.random.choice(others))
+        return corrupted
 
-    def _other(self, gender: int) -> int:
-        return self.random.choice([g for g in GENDERS if g != gender])
-
-    def spelt(self, sentence: list[WordClass], words: slice = slice(None)) -> str:
-        """A sentence of these classes, using only `words` of each class."""
-        return " ".join([*(self._word(self.words[each][words]) for each in sentence), "."])
-
-    def _word(self, words: list[str]) -> str:
-        return self.random.choices(words, [2.0**-rank for rank in range(len(words))])[0]
-
-    def text(self, sentences: int) -> str:
-        """Acceptable sentences, one a line."""
-        return "".join(f"{self.spelt(self.classes())}\n" for _ in range(sentences))
+    def spell(self, sentence: list[WordClass], words: slice = slice(None)) -> str:
+        """Return a sentence of these classes that uses only `words` of each class."""
+        spelled = []
+        for each in sentence:
+            choices = self.words[each][words]
+            frequencies = [2.0**-rank for rank in range(len(choices))]
+            spelled += self.random.choices(choices, frequencies)
+        return " ".join([*spelled, "."])
 
     def acceptability(self, rows: int, words: slice) -> str:
-        """Rows in CoLA's format: 1 for a sentence of the language, 0 for a spoilt one, about as many."""
+        """Return rows in CoLA's format: half sentences (1), half corrupt ones (0), on average."""
         lines = []
         for _ in range(rows):
-            sentence, label = self.classes(), self.random.randrange(2)
-            spelt = self.spelt(sentence if label else self.spoilt(sentence), words)
-            lines.append(f"mini\t{label}\t{'' if label else '*'}\t{spelt}\n")
+            sentence, label = self.sentence(), self.random.randrange(2)
+            spelled = self.spell(sentence if label else self.corrupt(sentence), words)
+            lines.append(f"mini\t{label}\t{'' if label else '*'}\t{spelled}\n")
         return "".join(lines)
 
 
 def acceptable(sentence: list[WordClass]) -> bool:
-    """Whether genders agree from each determiner to its noun, and on to the verb."""
+    """Return whether genders agree from each determiner to its noun, and from subject to verb."""
     return all(
-        a == b
-        for (kind, a), (following, b) in itertools.pairwise(sentence)
-        if kind in ("determiner", "adjective") or following == "verb"
+        gender == next_gender
+        for (kind, gender), (next_kind, next_gender) in itertools.pairwise(sentence)
+        if kind in ("determiner", "adjective") or next_kind == "verb"
     )
 
 
-def build(folder: Path, seed: int) -> None:
-    """Write FOLDER/bert (config.json, vocab.txt) and FOLDER/data (pretrain_data, glue_data/CoLA), the same for one seed.
+def build(folder: Path, language: Language) -> None:
+    """Write FOLDER/bert (config.json, vocab.txt) and FOLDER/data (pretrain_data, glue_data/CoLA).
 
-    Training rows of the task have the 1st, 3rd, ... word of each class alone, evaluation rows the 2nd, 4th, ...: what a
-    network learns of the words in its training rows does not help it there.
+    Training rows of the task use the 1st, 3rd, ... word of each class, evaluation rows the others:
+    what a network learns about the words of the training rows does not help there.
     """
-    language = Language(seed)
-    vocabulary = language.vocabulary()
-    _write(folder / "bert/vocab.txt", "".join(f"{word}\n" for word in vocabulary))
-    _write(
-        folder / "bert/config.json",
-        json.dumps(BERT | {"vocab_size": len(vocabulary)}, indent=2) + "\n",
-    )
-    for name, sentences in SENTENCES.items():
-        _write(folder / "data/pretrain_data" / name, language.text(sentences))
+    vocabulary = [*SPECIAL, *itertools.chain.from_iterable(language.words.values())]
+    config = BERT | {"vocab_size": len(vocabulary)}
+    contents = {
+        "bert/vocab.txt": "".join(f"{word}\n" for word in vocabulary),
+        "bert/config.json": json.dumps(config, indent=2) + "\n",
+    }
+    for name, count in SENTENCES.items():
+        sentences = (language.spell(language.sentence()) for _ in range(count))
+        contents[f"data/pretrain_data/{name}"] = "".join(f"{each}\n" for each in sentences)
     for first, (name, rows) in enumerate(ROWS.items()):
-        _write(
-            folder / "data/glue_data/CoLA" / name,
-            language.acceptability(rows, slice(first, None, 2)),
-        )
-
-
-def _write(path: Path, text: str) -> None:
-    if (
-        not path.is_file() or path.read_text(encoding="utf-8") != text
-    ):  # a new date would make the text's cache void
-        files.write_text(path, text)
+        words = slice(first, None, 2)
+        contents[f"data/glue_data/CoLA/{name}"] = language.acceptability(rows, words)
+    for name, text in contents.items():
+        path = folder / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            files.write_text(path, text)  # a new date would invalidate the text's cache
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the miniature and say what it is."""
+    """Write the miniature and describe it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where to write")
-    parser.add_argument(
-        "--seed", type=int, default=1, help="seed of the language and of all sentences (default: 1)"
-    )
+    parser.add_argument("--seed", type=int, default=1, help="seed of all sentences (default: 1)")
     args = parser.parse_args(argv)
-    build(args.folder, args.seed)
-    first = next(iter(Language(args.seed).text(1).splitlines()))
+    language = Language(args.seed)
+    build(args.folder, language)
+    example, (train, dev) = language.spell(language.sentence()), ROWS.values()
     print(
-        f'{args.folder}: {SENTENCES["en.train"]:,} sentences such as "{first}", and an acceptability task of '
-        f"{ROWS['train.tsv']:,} and {ROWS['dev.tsv']:,} sentences (in CoLA's format) without a common word"
+        f'{args.folder}: {SENTENCES["en.train"]:,} sentences such as "{example}", and an '
+        f"acceptability task of {train:,} and {dev:,} sentences (in CoLA's format) without a "
+        "common word"
     )
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# quickstart.sh [--quick] [FOLDER]: the paper in miniature. Makes .venv and installs requirements.txt; then, without a download,
-# generates an artificial language, pre-trains a small BERT on it, finds its tickets, trains them and the controls, and prints
-# Table 2 and Figure 2. All files go to FOLDER (miniature). Three seeds, at most six minutes on two cores; --quick: one seed,
-# at most three. Stopped, it goes on where it was. PYTHON=python: use that one, install nothing. TASKS=MLM: that task alone.
+# quickstart.sh [--quick] [FOLDER]: the paper in miniature, without a download. It installs
+# requirements.txt in .venv, generates an artificial language, pre-trains a small BERT on it,
+# finds tickets, trains them and the controls, and prints Table 2 and Figure 2. All files go to
+# FOLDER (default: miniature). Three seeds take at most six minutes on two cores; one seed
+# (--quick) at most three. Rerun it to resume. PYTHON=python: use this Python and install nothing.
+# TASKS=MLM: only MLM.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 seeds=3
@@ -20,10 +22,10 @@ if [ -z "${PYTHON:-}" ]; then
     PYTHON=.venv/bin/python
 fi
 PATH=$(cd "$(dirname "$(command -v "$PYTHON")")" && pwd):$PATH
-export PATH CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1  # too small for a GPU, or for more threads
+export PATH CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1  # the model is too small for a GPU or for more threads
 SECONDS=0
 
-echo "== An artificial language: each word has a kind and a gender, which its neighbours alone tell"
+echo "== An artificial language: each word has a kind and a gender, which only its neighbours show"
 python experiments/miniature.py "$folder"
 text=$folder/data/pretrain_data
 
@@ -34,14 +36,14 @@ OMP_NUM_THREADS=2 python -u pretrain_trans.py --dir rand --config_name "$folder/
     --learning_rate 2e-3 --warmup_steps 100 --output_dir "$folder/model" --seed 1
 
 for what in table2 figure2; do
-    echo "== The commands of $what ($folder/$what.list), $jobs side by side"
+    echo "== The commands of $what ($folder/$what.list), $jobs in parallel"
     python experiments/plan.py "$what" --preset mini --tasks "${tasks[@]}" --seeds "$seeds" --sparsity "$sparsity" \
         --imp_to 0.7 --lr CoLA=1e-3 --steps MLM=100 --length 32 --model "$folder/model" --data "$folder/data" \
         --out "$folder/runs" > "$folder/$what.list"
     bash experiments/run_local.sh "$folder/$what.list" --jobs "$jobs"
 done
 
-echo "== Results (Figure 2 at $sparsity too, as the miniature has little to spare)"
+echo "== Results (Figure 2 also at $sparsity: the miniature has few weights to spare)"
 python experiments/tables.py "$folder/runs" --only table2 figure2 --tasks "${tasks[@]}" --sparsity "$sparsity" --no_paper
 python experiments/verdict.py "$folder/runs" --tasks "${tasks[@]}" --sparsity "$sparsity"
 echo "$SECONDS s. Tables: $folder/runs/tables; every run, with its results.jsonl and masks: $folder/runs; logs: $folder/*.logs"

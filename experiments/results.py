@@ -1,54 +1,49 @@
-"""The rows of every results.jsonl below a folder, checked, and the mean over seeds of those that a table asks for."""
+"""Final scores of all runs below a folder, in one DataFrame, and their mean over seeds.
 
-import json
+Scores of different recipes (Table 1's settings) are neither averaged nor compared.
+"""
+
 import math
-from collections.abc import Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from experiments import recipe
-from experiments.recipe import Agreement, Recipe
+from experiments import paper
 from utils import files
 from utils.errors import UserError
+from utils.pruning.origin import Origin
+from utils.runs.records import EvaluationRecord, read_records
 
-NEEDED = {
-    "task": str,
-    "method": str,
-    "init": str,
-    "sparsity": (int, float),
-    "seed": int,
-    "score": (int, float),
-}
-METHODS = ("train", "imp")  # in the order of preference: a training of its own, else a round of IMP
 STANDARD = "standard"  # pruning without rewinding
-
-
-@dataclass(frozen=True)
-class Row:
-    """One evaluation at the end of a training or of an IMP round; the fields before `score` identify it."""
-
-    task: str
-    method: str  # "train", or "imp" for a round of IMP
-    init: str  # "pre", "rand", or how the weights were perturbed
-    init_task: str | None  # the task whose theta_i it starts from
-    init_rewinding: str | None
-    init_seed: int | None
-    percent: float  # sparsity of the mask in training
-    source: str  # how the mask was found: "imp", "omp" (of theta_0), "omp_rand", "random", "unknown"; "" for no mask
-    source_task: str | None
-    source_seed: int | None
-    rewinding: str  # of the IMP that found the mask: percent of training, or STANDARD
-    as_released: bool
-    seed: int
-    score: float  # percent points
-    where: str  # file and line
-    recipe: Recipe  # how it was trained
-
-    def key(self) -> tuple:
-        """What no two rows of one recipe may share unless their scores agree."""
-        return astuple(self)[:-3]
+FULL = "full network"
+KINDS = {  # of networks -> source of the mask, initial weights
+    FULL: ("", "pre"),
+    "IMP": ("imp", "pre"),
+    "one-shot": ("omp", "pre"),
+    "random mask": ("random", "pre"),
+    "IMP, random weights": ("imp", "rand"),
+    "IMP, layers shuffled": ("imp", "layers"),
+    "IMP, elements shuffled": ("imp", "elements"),
+}
+SUBNETWORKS = [kind for kind in KINDS if kind != FULL]
+KEY = [  # columns that identify a score; see `_row`
+    *("task", "method", "seed", "init", "init_task", "init_rewinding", "init_seed", "percent"),
+    *("source", "source_task", "source_seed", "rewinding", "as_released"),
+]
+FLAGS = (
+    *("model_name_or_path", "config_name", "learning_rate", "warmup_steps", "weight_decay"),
+    *("adam_epsilon", "max_grad_norm", "max_seq_length", "doc_stride", "block_size"),
+    "mlm_probability",
+)
+BATCH_FLAGS = ("per_gpu_train_batch_size", "gradient_accumulation_steps", "processes")
+BATCH = "batch (--per_gpu_train_batch_size x --gradient_accumulation_steps x processes)"
+PRECISION = "precision (--fp16, --bf16, --tf32)"
+LENGTH = "length (--max_steps, --num_train_epochs)"
+ROUND_LENGTH = "length (--save_steps of IMP, --max_steps of a training)"
+RECIPE = [*(f"--{flag}" for flag in FLAGS), BATCH, PRECISION, LENGTH, ROUND_LENGTH]  # columns
 
 
 @dataclass(frozen=True)
@@ -57,209 +52,184 @@ class Cell:
 
     mean: float
     std: float | None
-    n: int
-    from_rounds: bool = False  # the scores are those of IMP's own rounds, not of separate trainings
+    n: int  # 0: quoted from the paper
+    from_rounds: bool = False  # scores of IMP's own rounds, not of separate trainings
+    dark: bool = False  # printed bold
 
     @classmethod
-    def of(cls, scores: list[float], from_rounds: bool = False) -> "Cell":
+    def of(cls, scores: list[float], from_rounds: bool = False) -> "Cell | None":
+        """Return the cell of some scores, None without any."""
+        if not scores:
+            return None
         std = float(np.std(scores, ddof=1)) if len(scores) > 1 else None
         return cls(float(np.mean(scores)), std, len(scores), from_rounds)
 
 
 class Results:
-    """What the runs below one folder scored, and what was odd about their rows.
+    """The final rows below one folder, and notices about rows that are left out.
 
-    The scores asked for are averaged and compared: those of one task must come from one recipe.
+    `rows` has the columns KEY, RECIPE, score (percent points), where (file and line) and folder.
     """
 
-    def __init__(self, rows: list[Row], notices: list[str]):
+    def __init__(self, rows: pd.DataFrame, notices: list[str]) -> None:
         self.rows, self.notices = rows, notices
-        self._agreement = Agreement()
+        self._used: dict[str, dict[int, None]] = {}  # task -> index of the rows averaged so far
 
-    def cell(self, task: str, **wanted) -> Cell | None:
-        """The final scores of `task` whose Row fields equal `wanted`: separate trainings if any, else rounds of IMP."""
-        for method in METHODS:
-            found = self.scores(task, method=method, **wanted)
-            if found:
-                return Cell.of(found, from_rounds=method == "imp")
-        return None
+    def select(self, task: str, kind: str, **wanted: Any) -> pd.DataFrame:
+        """Return the rows of one of KINDS that have these values in KEY.
 
-    def scores(self, task: str, **wanted) -> list[float]:
-        """The scores of the rows of `task` whose fields equal `wanted`.
-
-        Raises UserError if one of them was trained by another recipe than a row of `task` asked for now or before.
+        The default is IMP on the task itself that rewinds to theta_0.
         """
-        found = self._matching(task, wanted)
-        for row in found:
-            self._agreement.take(task, row.recipe, row.where)
-        return [row.score for row in found]
+        source, init = KINDS[kind]
+        columns = {"task": task, "source": source, "init": init, "rewinding": "0"}
+        if source == "imp":
+            columns["source_task"] = task
+        equal = [self.rows[k].to_numpy() == value for k, value in (columns | wanted).items()]
+        return self.rows[np.logical_and.reduce(equal)]
 
-    def check_masks(self, task: str) -> None:
-        """Raises UserError if the IMP runs that found the masks of `task`, rewinding to theta_0, differ in recipe."""
-        agreement = (
-            Agreement()
-        )  # of their own: tickets found by one recipe may be trained by another
-        for row in self._matching(task, {"method": "imp", "rewinding": "0"}):
-            agreement.take(task, row.recipe, row.where)
+    def cell(self, task: str, kind: str, percent: float, **wanted: Any) -> Cell | None:
+        """Return the mean of separate trainings if any, else of rounds of IMP.
 
-    def _matching(self, task: str, wanted: dict) -> list[Row]:
-        return [
-            r
-            for r in self.rows
-            if r.task == task and all(getattr(r, k) == v for k, v in wanted.items())
-        ]
+        Raises UserError if their recipe differs from that of a row of `task` used before.
+        """
+        found = self.select(task, kind, percent=percent, **wanted)
+        trained = found["method"] == "train"
+        found = found[trained] if trained.any() else found
+        used = self._used.setdefault(task, {})
+        if not used.keys() >= set(found.index):
+            used |= dict.fromkeys(found.index)
+            check_recipe(task, self.rows.loc[list(used)])
+        return Cell.of(found["score"].tolist(), from_rounds=not trained.any())
 
     def full(self, task: str) -> Cell | None:
-        """f(x, theta_0): the full network."""
-        return self.cell(task, percent=0.0, source="", init="pre", rewinding="0")
-
-    def ticket(self, task: str, percent: float, source_task: str | None = None) -> Cell | None:
-        """f(x, m_IMP, theta_0) with the mask found on `source_task` (the task itself if None)."""
-        wanted = dict(source="imp", source_task=source_task or task, init="pre", rewinding="0")
-        return self.cell(task, percent=float(percent), **wanted)
-
-    def percents(self, task: str, **wanted) -> list[float]:
-        """The sparsities at which `task` has rows whose fields equal `wanted`, ascending."""
-        return sorted({row.percent for row in self._matching(task, wanted)})
+        """Return f(x, theta_0)."""
+        return self.cell(task, FULL, 0.0)
 
 
 def read(folder: Path, as_released: bool = False) -> Results:
-    """Every final row below `folder`, masks found by `as_released` IMP or by Algorithm 1's, never both.
+    """Read every final row below `folder`, with the masks of `as_released` IMP or of Algorithm 1.
 
-    Rows that are cut short or incomplete, and rows with one key and two scores, are left out and told in `notices`.
+    Invalid rows, and rows of one key and recipe with different scores, are left out with a notice.
     Raises UserError if there is no results file.
     """
-    paths = sorted(Path(folder).rglob(files.RESULTS))
+    paths = sorted(folder.rglob(files.RESULTS))
     if not paths:
-        raise UserError(
-            f"{folder}: no {files.RESULTS} below it; give the folder that holds the runs' output folders"
-        )
+        remedy = "give the folder that holds the output folders"
+        raise UserError(f"{folder}: no {files.RESULTS} below it; {remedy}")
+    found: list[dict[str, Any]] = []
     notices: list[str] = []
-    rows = [row for path in paths for row in _rows(path, notices)]
-    rows = [
-        row
-        for row in rows
-        if row.as_released == as_released or "imp" not in (row.source, row.method)
-    ]
-    return Results(_consistent(rows, notices), notices)
+    for path in paths:
+        records, problems = read_records(path)
+        notices += problems
+        for number, record in records:
+            where = f"{path}, line {number}"
+            if record.score is None:
+                notices.append(f"{where}: 'score' is None; left out")
+                continue
+            if record.mask and record.mask_info is None:
+                notices.append(f"{where}: no origin of {record.mask}; in no table")
+            if record.final and record.method in ("train", "imp"):
+                found.append(_row(record) | {"where": where, "folder": path.parent})
+    rows = pd.DataFrame(found, columns=[*KEY, *RECIPE, "score", "where", "folder"], dtype=object)
+    of_imp = (rows["source"] == "imp") | (rows["method"] == "imp")
+    rows = rows[(rows["as_released"] == as_released) | ~of_imp]
+    return Results(_without_repetitions(rows, notices), notices)
 
 
-def _rows(path: Path, notices: list[str]) -> Iterator[Row]:
-    text = path.read_bytes().decode("utf-8", errors="replace")
-    lines = text.split("\n")
-    for number, line in enumerate(lines, 1):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            content = json.loads(line)
-        except ValueError:
-            last = number == len(lines)
-            notices.append(f"{where}: {'half-written last line' if last else 'not JSON'}; left out")
-            continue
-        wrong = _wrong(content)
-        if wrong:
-            notices.append(f"{where}: {wrong}; left out")
-        elif content.get("final") and content["method"] in METHODS:
-            row = _row(content, where)
-            if row.source == "unknown":
-                notices.append(
-                    f"{where}: a mask of unknown origin ({content['mask']}, no {files.MASK_INFO_SUFFIX} "
-                    "file beside it); in no table"
-                )
-            yield row
-
-
-def _wrong(content) -> str | None:
-    if not isinstance(content, dict):
-        return "not an object"
-    for key, kind in NEEDED.items():
-        if not isinstance(content.get(key), kind) or isinstance(content.get(key), bool):
-            return f"{key!r} is {content[key]!r}" if key in content else f"no {key!r}"
-    for key in ("mask_info", "init_info", "args"):
-        if not isinstance(content.get(key), dict | None):
-            return f"{key!r} is {content[key]!r}"
-    return None
-
-
-def _row(content: dict, where: str) -> Row:
-    init, mask, source = (
-        content.get("init_info") or {},
-        content.get("mask_info") or {},
-        _source(content),
-    )
-    found_by = mask or (
-        _first_round(content.get("args") or {}) if content["method"] == "imp" else {}
-    )
-    return Row(
-        task=content["task"],
-        method=content["method"],
-        init=content["init"],
-        init_task=init.get("task"),
-        init_rewinding=rewinding_label(init) if "rewind_fraction" in init else None,
-        init_seed=init.get("seed"),
-        percent=round(100 * content["sparsity"], 1),
-        source=source,
-        source_task=mask.get("task"),
-        source_seed=None if source.startswith("omp") else mask.get("seed"),
-        rewinding=rewinding_label(found_by),
-        as_released=bool(found_by.get("as_released")),
-        seed=content["seed"],
-        score=float(content["score"]),
-        where=where,
-        recipe=recipe.told(content),
-    )
-
-
-def _source(content: dict) -> str:
-    mask = content.get("mask_info") or {}
-    if not mask:
-        return "unknown" if content.get("mask") else ""
-    return (
-        "omp_rand"
-        if mask.get("method") == "omp" and mask.get("weight") == "rand"
-        else str(mask.get("method"))
-    )
-
-
-def _first_round(arguments: dict) -> dict:
-    """What a mask's information would say in the first round of IMP, which has no mask yet and so no length told."""
-    later = bool(arguments.get("rewind_steps"))  # i > 0: not the plain training of theta_0
+def _row(record: EvaluationRecord) -> dict[str, Any]:
+    init, mask, args = record.init_info or Origin(), record.mask_info or Origin(), record.args
+    source = mask.method or ("unknown" if record.mask else "")
+    if source == "omp" and mask.weight == "rand":
+        source = "omp_rand"
+    if record.method == "imp" and mask == Origin():  # IMP's first round, still without a mask
+        later = float(bool(args.get("rewind_steps")))  # 1: i > 0, so no training of theta_0
+        rewind = "none" if args.get("no_rewind") else "theta_i"
+        mask = Origin(rewind=rewind, rewind_fraction=later, as_released=args.get("as_released"))
+    init_rewinding = None if init.rewind_fraction is None else rewinding_label(init)
+    source_seed = None if source.startswith("omp") else mask.seed
     return {
-        "rewind": "none" if arguments.get("no_rewind") else "theta_i",
-        "rewind_fraction": float(later),
-        "as_released": arguments.get("as_released", False),
+        **{"task": record.task, "method": record.method, "seed": record.seed, "init": record.init},
+        **{"init_task": init.task, "init_rewinding": init_rewinding, "init_seed": init.seed},
+        **{"source": source, "source_task": mask.task, "source_seed": source_seed},
+        **{"rewinding": rewinding_label(mask), "as_released": bool(mask.as_released)},
+        **{"percent": round(100 * record.sparsity, 1), "score": float(record.score or 0.0)},
+        **_recipe(record),
     }
 
 
-def rewinding_label(info: dict) -> str:
-    """The point that IMP rewound to, as whole percent of training; as_released masks count as rewound to the start."""
-    if info.get("rewind") == "none" and not info.get("as_released"):
+def rewinding_label(origin: Origin) -> str:
+    """Return the point that IMP rewound to, in whole percent of training, or STANDARD."""
+    if origin.rewind == "none" and not origin.as_released:
         return STANDARD
-    return f"{100 * (info.get('rewind_fraction') or 0.0):.0f}"
+    return f"{100 * (origin.rewind_fraction or 0.0):.0f}"
 
 
-def _consistent(rows: list[Row], notices: list[str]) -> list[Row]:
-    """The rows without repetitions, and without those that contradict each other; all where recipes do, for `scores`."""
-    groups: dict[tuple, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.key(), []).append(row)
-    kept = []
-    for group in groups.values():
-        if not all(recipe.agree(row.recipe, group[0].recipe) for row in group):
-            kept += group
-        elif all(_same(row.score, group[0].score) for row in group):
-            kept.append(group[0])
-        else:
-            told = "; ".join(f"{row.score:.2f} in {row.where}" for row in group)
-            notices.append(f"contradiction, all left out: {_told_key(group[0])}: {told}")
-    return kept
+def _recipe(record: EvaluationRecord) -> dict[str, Any]:
+    """Return the settings that a row states; a missing one agrees with every value.
+
+    The length is that of a training, or of a round of IMP (not its --max_steps). Only steps are
+    compared with rounds: plan.py uses the paper's steps for rounds, and epochs depend on the rows
+    of the data at hand.
+    """
+    args = record.args
+    stated: dict[str, Any] = {f"--{flag}": args[flag] for flag in FLAGS if flag in args}
+    if "model_name_or_path" in args:
+        model = Path(str(args["model_name_or_path"]))  # ./bert/ is bert
+        stated["--model_name_or_path"] = str(model)
+    sizes = [args.get(flag) or 1 for flag in BATCH_FLAGS]
+    if BATCH_FLAGS[0] in args and all(isinstance(size, int) for size in sizes):
+        stated[BATCH] = math.prod(sizes)  # 2 processes of 8 rows are 1 of 16
+    if "bf16" in args:
+        stated[PRECISION] = next((p for p in ("fp16", "bf16", "tf32") if args.get(p)), "fp32")
+    steps, epochs = args.get("max_steps"), args.get("num_train_epochs")
+    if record.method == "imp":
+        if record.round:
+            stated[ROUND_LENGTH] = f"{record.step / record.round:.12g} steps"
+    elif isinstance(steps, int) and steps > 0:
+        stated[LENGTH], stated[ROUND_LENGTH] = f"{steps} steps", f"{steps:.12g} steps"
+    elif isinstance(epochs, int | float):
+        stated[LENGTH] = f"{epochs:g} epochs"
+    return {k: v if isinstance(v, str | int | float) else str(v) for k, v in stated.items()}
 
 
-def _same(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=0, abs_tol=1e-9) or (math.isnan(a) and math.isnan(b))
+def _difference(rows: pd.DataFrame) -> str | None:
+    """Return the first difference between the recipes of these rows, None if they agree."""
+    for name in RECIPE:
+        stated = rows[name].dropna().drop_duplicates()
+        if len(stated) > 1:
+            one, other = stated.iloc[:2]
+            there, here = rows.loc[stated.index[:2], "folder"]
+            return f"{name} is {one} in {there} and {other} in {here}"
+    return None
 
 
-def _told_key(row: Row) -> str:
-    named = zip([f.name for f in fields(Row)], row.key(), strict=False)
-    return ", ".join(f"{name} {value}" for name, value in named if value not in (None, "", False))
+def check_recipe(task: str, rows: pd.DataFrame) -> None:
+    """Raise UserError if rows of `task` have different recipes."""
+    difference = _difference(rows)
+    if difference:
+        raise UserError(
+            f"{paper.NAMES.get(task, task)}: {difference}; scores of different recipes are neither "
+            "averaged nor compared: give a folder with the runs of one recipe, such as runs/NAME"
+        )
+
+
+def _without_repetitions(rows: pd.DataFrame, notices: list[str]) -> pd.DataFrame:
+    """Return the rows with each key once, without keys of contradicting scores.
+
+    Rows of one key and different recipes stay: `Results.cell` refuses them if a table uses them.
+    """
+    drop: list[int] = []
+    repeated = rows[rows.duplicated(KEY, keep=False)]
+    for _, group in repeated.groupby(KEY, dropna=False, sort=False):
+        scores = group["score"].to_numpy(float)
+        if _difference(group):
+            continue
+        if np.allclose(scores, scores[0], rtol=0, atol=1e-9, equal_nan=True):
+            drop += group.index[1:].tolist()
+            continue
+        drop += group.index.tolist()
+        key = group[KEY].iloc[0].dropna()
+        which = ", ".join(f"{name} {v}" for name, v in key.items() if v not in ("", False))
+        values = "; ".join(f"{row.score:.2f} in {row.where}" for row in group.itertuples())
+        notices.append(f"contradiction, all left out: {which}: {values}")
+    return rows.drop(index=drop)

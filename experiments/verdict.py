@@ -1,86 +1,67 @@
-"""Which of Table 2's claims the runs below a folder show, and which they do not, each with its numbers."""
+"""Which claims of Table 2 the runs below a folder show, each with its numbers."""
+
+if __name__ == "__main__":
+    import _root  # noqa: F401
 
 import argparse
-import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # so that `python experiments/verdict.py` finds utils
-
-from experiments import command, paper, results, tables
+from experiments import builders, markup, paper, results, tables
+from experiments.markup import Layout
 from experiments.results import Cell, Results
+from utils import cli
 
 MARGIN = 10.0  # points by which a control must fall behind the full network (ours)
-CONTROLS = (
-    "random mask",
-    "IMP, random weights",
-    "IMP, layers shuffled",
-    "IMP, elements shuffled",
-)  # of tables.curves
+CONTROLS = ("random mask", "IMP, random weights", "IMP, layers shuffled", "IMP, elements shuffled")
+WORDS = {True: "shown", False: "NOT shown", None: "cannot tell"}
 
 
 def claims(found: Results, task: str, percent: float) -> Iterator[tuple[bool | None, str]]:
-    """Each claim about `task` at `percent` sparsity: shown or not (None: the runs cannot tell), and its numbers."""
-    name, full, ticket = paper.NAMES[task], found.full(task), found.ticket(task, percent)
+    """Yield whether the runs show each claim about `task` (None: cannot tell), and its numbers."""
+    full, ticket = found.full(task), found.cell(task, "IMP", percent)
     if full is None:
-        yield None, f"{name}: no run of the full network"
+        yield None, "no run of the full network"
         return
-    whole = f"the full network's {_shown(full)}"
+    score = f"the full network's {_shown(full)}"
     if ticket is not None:
-        yield (
-            tables.wins(ticket, full, "full"),
-            (
-                f"{name}: the IMP ticket's {_shown(ticket)} is within one standard deviation of {whole}"
-            ),
-        )
-    for label, wanted in tables.curves(task).items():
-        control = found.cell(task, percent=percent, **wanted) if label in CONTROLS else None
+        claim = f"the IMP ticket's {_shown(ticket)} is within one standard deviation of {score}"
+        yield builders.wins(ticket, full, "full"), claim
+    for kind in CONTROLS:
+        control = found.cell(task, kind, percent)
         if control is not None:
             behind = full.mean - control.mean
-            yield (
-                behind >= MARGIN,
-                (
-                    f"{name}: {label}, {_shown(control)}: {MARGIN:g} points or more below {whole} ({behind:.1f})"
-                ),
-            )
+            claim = f"{MARGIN:g} points or more below {score} ({behind:.1f})"
+            yield behind >= MARGIN, f"{kind}, {_shown(control)}: {claim}"
 
 
 def _shown(cell: Cell) -> str:
-    return f"{cell.mean:.1f}" if cell.std is None else f"{cell.mean:.1f} ± {cell.std:.1f}"
+    return markup.show(replace(cell, n=0), digits=1)
 
 
-def report(found: Results, tasks: tuple[str, ...], percent: float) -> str:
-    """One line a claim, and how many are shown."""
-    told = [claim for task in tasks for claim in claims(found, task, percent)]
-    words = {True: "shown", False: "NOT shown", None: "cannot tell"}
-    lines = [f"{words[verdict]:>11}  {text}" for verdict, text in told]
-    counts = ", ".join(
-        f"{n} {word}"
-        for v, word in words.items()
-        if (n := sum(verdict is v for verdict, _ in told))
-    )
-    return "\n".join([f"Table 2's claims at {percent:g} % sparsity: {counts}", *lines])
+def report(found: Results, layout: Layout) -> str:
+    """Return a line per claim below a line of counts."""
+    percent = layout.transfer_percent
+    made = [(task, *claim) for task in layout.tasks for claim in claims(found, task, percent)]
+    verdicts = [verdict for _, verdict, _ in made]
+    counts = [f"{verdicts.count(v)} {word}" for v, word in WORDS.items() if v in verdicts]
+    lines = [f"Table 2's claims at {percent:g} % sparsity: {', '.join(counts)}"]
+    lines += [f"{WORDS[verdict]:>11}  {paper.NAMES[t]}: {claim}" for t, verdict, claim in made]
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Print the report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder below which every results.jsonl is read")
-    parser.add_argument(
-        "--tasks", nargs="+", metavar="TASK", help="tasks (default: the paper's eleven)"
-    )
-    parser.add_argument(
-        "--sparsity",
-        type=float,
-        default=0.5,
-        help="of the tickets and controls, 0 to 1 (default: 0.5)",
-    )
+    add = parser.add_argument
+    add("folder", type=Path, help="folder below which every results.jsonl is read")
+    add("--tasks", nargs="+", metavar="TASK", help="tasks (default: the paper's eleven)")
+    add("--sparsity", type=float, default=0.5, help="of the masks, 0 to 1 (default: 0.5)")
     args = parser.parse_args(argv)
     layout = tables.layout_of(args.tasks, args.sparsity, with_paper=False)
-    print(report(results.read(args.folder), layout.tasks, layout.transfer_percent()))
+    print(report(results.read(args.folder), layout))
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

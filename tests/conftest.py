@@ -1,4 +1,4 @@
-"""What tests share: one thread, the steps a script takes, the reference outputs and real data outside the project."""
+"""Fixtures of all tests: one thread, a script's steps, reference outputs, real data."""
 
 import os
 from pathlib import Path
@@ -6,17 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils import masks
-from utils.training import Trainer
+from utils.pruning import masks
+from utils.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("LTH_SHARED", ROOT.parent / "shared"))
 
 
 def need(condition: bool, reason: str) -> None:
-    """Skip the test where `condition` does not hold; in CI it must."""
-    if not condition:
-        pytest.fail(f"{reason}: not so in CI") if os.environ.get("CI") else pytest.skip(reason)
+    """Skip the test if `condition` does not hold; in CI, fail."""
+    if condition:
+        return
+    if os.environ.get("CI"):
+        pytest.fail(f"{reason}: CI must not skip this")
+    pytest.skip(reason)
 
 
 def _folder(path: Path) -> Path:
@@ -38,7 +41,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """The reference was computed with one, and the models are too small for two."""
+    """Use one thread: the reference used one, and the models are too small for two."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -47,24 +50,21 @@ def one_thread():
 
 @pytest.fixture
 def steps(monkeypatch) -> list[dict]:
-    """Every optimizer step taken: its learning rate, rows, and the model and mask it started from."""
+    """Every optimizer step: its learning rate and rows, and the weights and mask before it."""
     taken, original = [], Trainer.step
 
-    def step(self, batches, rate, place):
+    def step(self, batches, learning_rate, path):
+        mask = {k: v.bool().clone() for k, v in self.model.named_buffers() if k.endswith("_mask")}
         taken.append(
             {
-                "rate": rate,
+                "rate": learning_rate,
                 "rows": [row for rows in batches for row in rows.tolist()],
                 "weights": masks.snapshot(self.model),
                 "fresh": self.optimizer.steps == 0,
-                "mask": {
-                    k: v.bool().clone()
-                    for k, v in self.model.named_buffers()
-                    if k.endswith("_mask")
-                },
+                "mask": mask,
             }
         )
-        return original(self, batches, rate, place)
+        return original(self, batches, learning_rate, path)
 
     monkeypatch.setattr(Trainer, "step", step)
     return taken

@@ -1,4 +1,4 @@
-"""Running the scripts: in this process, or each as a process of its own, forked cheaply from one with the libraries."""
+"""Run the scripts in this process, or in processes forked from one that imported the libraries."""
 
 import contextlib
 import importlib
@@ -30,13 +30,13 @@ class Ended:
     err: str
 
     def errors(self) -> list[str]:
-        """The lines on stderr but for the progress bar, which ends every state of itself with a carriage return."""
+        """The lines on stderr without the progress bar, which overwrites itself with \\r."""
         lines = [line.rsplit("\r", 1)[-1] for line in self.err.split("\n")]
         return [line for line in lines if line.strip()]
 
 
 def run(script: str, *flags) -> Ended:
-    """Run a script's main in this process, as the command line would, and catch how it ends."""
+    """Run a script's main in this process, as the command line would; return how it ended."""
     from utils import cli
 
     main = importlib.import_module(script.removesuffix(".py")).main
@@ -47,14 +47,14 @@ def run(script: str, *flags) -> Ended:
         contextlib.redirect_stderr(err),
     ):
         try:
-            cli.run(main)
+            cli.run_script(main)
         except SystemExit as end:
             code = end.code or 0
     return Ended(code, out.getvalue(), err.getvalue())
 
 
 def done(script: str, *flags) -> str:
-    """Run a script that must succeed and print nothing but its progress bar on stderr; its stdout."""
+    """Run a script that must succeed, with only a progress bar on stderr; return its stdout."""
     ended = run(script, *flags)
     assert ended.code == 0 and ended.errors() == [], ended.err
     return ended.out
@@ -66,7 +66,7 @@ def results(folder: Path) -> list[dict]:
 
 
 def fresh(script: str, *flags, cwd: Path, environment: dict[str, str] | None = None) -> Ended:
-    """Run a script with an interpreter of its own, as a user does; it takes seconds to import the libraries."""
+    """Run a script in a new interpreter, as a user does; importing the libraries takes seconds."""
     done = subprocess.run(
         [sys.executable, str(ROOT / script), *map(str, flags)],
         cwd=cwd,
@@ -77,9 +77,9 @@ def fresh(script: str, *flags, cwd: Path, environment: dict[str, str] | None = N
 
 
 class Launcher:
-    """Starts scripts as processes. The libraries take seconds to import: one server does it once, and forks.
+    """Starts scripts as processes, forked from a server that imports the libraries once.
 
-    `environment` is set before anything is imported.
+    The imports take seconds. `environment` is set before them.
     """
 
     def __init__(self, environment: dict[str, str]):
@@ -94,9 +94,9 @@ class Launcher:
     def start(
         self, script: str, *flags, cwd: Path, sleepless: bool = False, processes: int = 1
     ) -> "Launched":
-        """Start `script`; one at a time. Where `sleepless`, waits between two tries of a library take no time.
+        """Start `script`; only one may run at a time. If `sleepless`, time.sleep returns at once.
 
-        Several processes find each other as torchrun's do, but nothing ends the others when one is lost.
+        Several processes join as under torchrun, but if one is lost, nothing ends the others.
         """
         folders = [tempfile.mkdtemp(prefix="launch-") for _ in range(processes)]
         request = {
@@ -113,7 +113,7 @@ class Launcher:
         return Launched(pids, list(map(Path, folders)), self._server.stdout)
 
     def __call__(self, script: str, *flags, cwd: Path, sleepless: bool = False) -> Ended:
-        """Run `script` to its end."""
+        """Run `script` until it ends."""
         return self.start(script, *flags, cwd=cwd, sleepless=sleepless).wait()
 
     def close(self) -> None:
@@ -124,19 +124,19 @@ class Launcher:
 
 @dataclass(frozen=True)
 class Launched:
-    """A script that runs: its process ids by rank, and where each process's output goes."""
+    """A running script: its process ids and the folders of their output, by rank."""
 
     pids: list[int]
     folders: list[Path]
     answers: io.TextIOBase
 
     def wait(self) -> Ended:
-        """How its only process ended; one that a signal killed has the code -signal."""
+        """Return how its only process ended; the code is -signal if a signal killed it."""
         (ended,) = self.wait_all()
         return ended
 
     def wait_all(self) -> list[Ended]:
-        """How its processes ended, by rank."""
+        """Return how its processes ended, by rank."""
         codes = map(int, self.answers.readline().split())
         ended = [
             Ended(code, *((folder / name).read_bytes().decode() for name in ("out", "err")))
@@ -182,7 +182,7 @@ def _free_port() -> int:
 
 
 def become(script: str, flags: list[str], cwd: str, folder: str, sleepless: bool = False) -> None:
-    """Be the script, in the forked process, up to its end."""
+    """Run the script in the forked process and exit with its code."""
     code = 1
     try:
         for number, name in ((1, "out"), (2, "err")):

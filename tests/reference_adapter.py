@@ -1,15 +1,16 @@
-"""The only place where the parity and compatibility tests touch the project's internals.
+"""The only code of the parity and compatibility tests that touches the project's internals.
 
-After a change of the project's structure, adapt this file and nothing else of these tests:
+After a change of the project's structure, adapt only this file of these tests:
 
-- `recorded(draws, after_step, stop_after)`: scripts run inside it use the reference's random draws.
-  It yields a `Recording` of the steps, the model and the task.
+- `recorded(draws, after_step, stop_after)`: scripts that run inside it use the reference's random
+  draws. It yields a `Recording` of the steps, the model and the task.
 - `load_glue`, `glue_features`, `glue_metrics`: GLUE files to rows, texts to rows, predictions to
   metrics.
 - `squad_examples`, `squad_windows`, `answers_from_logits`, `squad_metrics`: the same for SQuAD.
 - `mlm_blocks`: text to blocks, with the tokenizer's special ids.
 - `read_mask`, `write_mask`: a mask file as a user's script reads and writes it.
 - `read_perturbed`: perturbed weights as `--weight_pertub` reads them.
+- `current_names`: the recorded arguments of a run under the names of today's flags.
 """
 
 import contextlib
@@ -26,42 +27,41 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from utils import (
-    glue_data,
-    masks,
-    metrics,
-    mlm,
-    models,
-    seeds,
-    session,
-    squad_answers,
-    squad_data,
-    squad_json,
-    text,
-)
-from utils.rows import Rows, pack
-from utils.watch import Watch
+from utils.config import SquadConfig
+from utils.data import glue, squad
+from utils.data import squad_windows as windows
+from utils.data.rows import Rows
+from utils.data.text import Text, load_blocks
+from utils.modeling import bert, saving
+from utils.modeling.packing import pack
+from utils.modeling.runtime import Runtime
+from utils.pruning import mask_files
+from utils.pruning.origin import Origin
+from utils.runs import records
+from utils.runs.monitor import Monitor
+from utils.runs.signals import RESUME_EXIT_CODE
+from utils.tasks import metrics, squad_answers
+from utils.tasks.mlm import IGNORED, MlmBatch, MlmTask
+from utils.training.order import DataOrder
 
-CPU = torch.device("cpu")
-STOPPED = 75  # exit code of a script that a signal stopped
+CPU = Runtime(torch.device("cpu"))
+STOPPED = RESUME_EXIT_CODE  # exit code of a script that a signal stopped
 
 # ---- training
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What a run takes from the reference instead of its own generators; None: its own."""
+    """Draws of the reference that a run uses instead of its own generators; None: its own."""
 
     head: dict[str, np.ndarray] | None = None  # initial values, by their names in the model
-    order: list[np.ndarray] | None = (
-        None  # rows of every epoch, for `--as_released` and fine-tuning
-    )
+    order: list[np.ndarray] | None = None  # row order by epoch, with --as_released or fine-tuning
     mlm_batches: list[tuple[np.ndarray, np.ndarray]] | None = None  # ids and labels, [B, W] each
 
 
 @dataclass
 class Recording:
-    """What a script did: every step it took itself, and what it trained."""
+    """What a script did: every step of this process, the model and its task."""
 
     steps: list[dict[str, float]] = field(default_factory=list)  # loss, lr, grad_norm
     model: torch.nn.Module | None = None
@@ -69,14 +69,14 @@ class Recording:
     first_mask: dict[str, torch.Tensor] | None = None  # of the first step; empty: the dense model
 
     def evaluate(self) -> dict[str, float]:
-        """The metrics of the model as it is, by the task's own evaluation."""
+        """The metrics of the model in its current state, by the task's own evaluation."""
         with tempfile.TemporaryDirectory() as folder:
-            return self.task.evaluate(self.model, CPU, "fp32", Path(folder), "")
+            return self.task.evaluate(self.model, CPU, Path(folder), None)
 
     def logits(self) -> np.ndarray:
         """GLUE: logits of the first development set, float32 [n, labels]."""
-        rows = next(iter(self.task.dev.values()))[0]
-        return self.task.predict(self.model, rows, CPU)
+        dev = next(iter(self.task.dev.values()))
+        return self.task.predict(self.model, dev.rows, CPU)
 
     @torch.no_grad()
     def mlm_scores(self, ids: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -104,34 +104,36 @@ def recorded(
     arrives after that many steps, so that the script saves a checkpoint and exits.
     """
     draws, recording = draws or Draws(), Recording()
+    start, continue_after = Monitor.__init__, Monitor.after_step
 
-    class Recorder(Watch):
-        def __init__(self, trainer, *args):
-            super().__init__(trainer, *args)
-            recording.model, recording.task = trainer.model, trainer.task
-            state = trainer.model.state_dict()
-            for name, value in (draws.head or {}).items():
-                state[name].copy_(torch.from_numpy(value))
+    def init(self, trainer, *args):
+        start(self, trainer, *args)
+        recording.model, recording.task = trainer.model, trainer.task
+        state = trainer.model.state_dict()
+        for name, value in (draws.head or {}).items():
+            state[name].copy_(torch.from_numpy(value))
 
-        def after_step(self, step, rate, loss, norm, batches):
-            if not recording.steps:
-                recording.first_mask = _mask_of(self.trainer.model)
-            recording.steps.append({"loss": float(loss), "lr": rate, "grad_norm": float(norm)})
-            if after_step:
-                after_step(recording)
-                self.trainer.model.train()
-            if len(recording.steps) == stop_after:
-                os.kill(os.getpid(), signal.SIGTERM)
-            super().after_step(step, rate, loss, norm, batches)
+    def record(self, step, learning_rate, loss, grad_norm, batches):
+        if not recording.steps:
+            recording.first_mask = _mask_of(recording.model)
+        values = {"loss": float(loss), "lr": learning_rate, "grad_norm": float(grad_norm)}
+        recording.steps.append(values)
+        if after_step:
+            after_step(recording)
+            recording.model.train()
+        if len(recording.steps) == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        continue_after(self, step, learning_rate, loss, grad_norm, batches)
 
     with contextlib.ExitStack() as patches:
-        patches.enter_context(mock.patch.object(session, "Watch", Recorder))
+        patches.enter_context(mock.patch.object(Monitor, "__init__", init))
+        patches.enter_context(mock.patch.object(Monitor, "after_step", record))
         if draws.order is not None:
             fixed = lambda self, round_, epoch: draws.order[epoch]  # noqa: E731
-            patches.enter_context(mock.patch.object(seeds.Order, "permutation", fixed))
+            patches.enter_context(mock.patch.object(DataOrder, "permutation", fixed))
         if draws.mlm_batches is not None:
             fed = _feeder(draws.mlm_batches)
-            patches.enter_context(mock.patch.object(mlm.MlmTask, "train_batch", fed))
+            patches.enter_context(mock.patch.object(MlmTask, "train_batch", fed))
         yield recording
 
 
@@ -143,21 +145,23 @@ def _feeder(batches: list[tuple[np.ndarray, np.ndarray]]) -> Callable:
     """A `train_batch` that returns the stored batches in turn, if they mask our rows."""
     stored = iter(batches)
 
-    def train_batch(self, rows, place, device):
+    def train_batch(self, rows, seed, runtime):
         ids, labels = next(stored)
-        ours = np.stack([self.train.gather(rows)[at][0] for at in range(len(rows))])
-        assert np.array_equal(np.where(labels == mlm.IGNORED, ours, labels), ours)
-        assert np.array_equal(ids[labels == mlm.IGNORED], ours[labels == mlm.IGNORED])
+        gathered = self.train.gather(rows)
+        ours = np.stack([gathered[row][0] for row in range(len(rows))])
+        assert np.array_equal(np.where(labels == IGNORED, ours, labels), ours)
+        assert np.array_equal(ids[labels == IGNORED], ours[labels == IGNORED])
         return _mlm_batch(ids, labels)
 
     return train_batch
 
 
-def _mlm_batch(ids: np.ndarray, labels: np.ndarray) -> mlm.MlmBatch:
+def _mlm_batch(ids: np.ndarray, labels: np.ndarray) -> MlmBatch:
     rows = Rows.from_lists(ids.tolist(), np.zeros_like(ids).tolist())
-    places = torch.from_numpy(np.flatnonzero(labels.ravel() != mlm.IGNORED))
-    targets = torch.from_numpy(labels.ravel())[places]
-    return mlm.MlmBatch(pack(rows, np.arange(len(rows))), max(1, len(targets)), places, targets)
+    positions = torch.from_numpy(np.flatnonzero(labels.ravel() != IGNORED))
+    targets = torch.from_numpy(labels.ravel())[positions]
+    packed = pack(rows, np.arange(len(rows)))
+    return MlmBatch(packed, max(1, len(targets)), positions, targets)
 
 
 # ---- masks and weights
@@ -166,22 +170,26 @@ def _mlm_batch(ids: np.ndarray, labels: np.ndarray) -> mlm.MlmBatch:
 def read_mask(path: Path) -> dict[str, torch.Tensor]:
     """The mask in a file, as bool tensors."""
     found = torch.load(path, weights_only=True)
-    return masks.load(
-        path, {name.removesuffix(".weight_mask"): m.shape for name, m in found.items()}
-    )
+    shapes = {name.removesuffix(".weight_mask"): mask.shape for name, mask in found.items()}
+    return mask_files.load(path, shapes)
 
 
 def write_mask(path: Path, mask: dict[str, torch.Tensor]) -> None:
     """Write a mask file that `--mask_dir` reads."""
-    masks.save(mask, path, {})
+    mask_files.save(mask, path, Origin())
 
 
 def read_perturbed(path: Path | None, source: Path) -> dict[str, torch.Tensor]:
     """The encoder of the model in `source` after `--weight_pertub path`; None: as it is."""
-    config = models.load_config(str(source), None, num_labels=2)
-    model = models.load_model(models.SequenceClassifier, str(source), config, 1)
-    models.perturb(model, path and str(path), "pre")
+    config = bert.load_config(str(source), None, num_labels=2)
+    model = bert.load_model(bert.SequenceClassifier, str(source), config, 1)
+    saving.perturb(model, path and str(path), "pre")
     return {k: v for k, v in model.state_dict().items() if k.startswith("bert.")}
+
+
+def current_names(arguments: dict) -> dict:
+    """Recorded arguments under today's names: earlier versions called --dir "init"."""
+    return records.current_names(arguments)
 
 
 # ---- data and metrics
@@ -200,11 +208,11 @@ class GlueData:
 
 def load_glue(task: str, folder: Path, split: str, source: Path, length: int) -> GlueData:
     """Read a split ("train" or "dev") of a GLUE folder."""
-    spec = glue_data.find_spec(task)
+    spec = glue.find_spec(task)
     files = spec.files
     file = files[split] if split in files else next(v for k, v in files.items() if k != "train")
-    examples = glue_data.read_examples(spec, folder / file)
-    rows = glue_data.features(examples, models.load_tokenizer(str(source), True), length)
+    examples = glue.read_examples(spec, folder / file)
+    rows = glue.features(examples, bert.load_tokenizer(str(source), True), length)
     labels = list(spec.labels or [None])
     return GlueData(examples.text_a, examples.text_b, _lists(rows), examples.labels, labels)
 
@@ -214,8 +222,8 @@ def glue_features(
 ) -> tuple[list[int], list[int]]:
     """WordPiece ids and token types of one text or pair."""
     pair = None if text_b is None else [text_b]
-    examples = glue_data.GlueExamples([text_a], pair, np.zeros(1, np.int64))
-    rows = glue_data.features(examples, models.load_tokenizer(str(source), True), length)
+    examples = glue.GlueExamples([text_a], pair, np.zeros(1, np.int64))
+    rows = glue.features(examples, bert.load_tokenizer(str(source), True), length)
     return _lists(rows)[0]
 
 
@@ -235,17 +243,21 @@ def squad_examples(file: Path, v2: bool) -> list[dict]:
             "qas_id": e.id,
             "question_text": e.question,
             "context_text": e.context,
-            "is_impossible": e.is_impossible,
+            "is_impossible": not e.answers,
             "answers": [{"text": t, "answer_start": start} for t, start in e.answers],
         }
-        for e in squad_json.read_squad(file, v2)
+        for e in squad.read_squad(file, v2)
     ]
 
 
-def _windows(file: Path, source: Path, sizes: tuple[int, int, int], training: bool, v2: bool):
-    examples = squad_json.read_squad(file, v2)
-    tokenizer = models.load_tokenizer(str(source), True)
-    return examples, squad_data.windows(examples, tokenizer, *sizes, training=training)
+def _windows(
+    file: Path, source: Path, sizes: tuple[int, int, int], training: bool, v2: bool
+) -> tuple[list[squad.SquadExample], windows.SquadWindows]:
+    length, stride, query = sizes
+    config = SquadConfig(max_seq_length=length, doc_stride=stride, max_query_length=query)
+    examples = squad.read_squad(file, v2)
+    tokenizer = bert.load_tokenizer(str(source), True)
+    return examples, windows.make_windows(examples, tokenizer, config, training)
 
 
 def squad_windows(
@@ -259,11 +271,11 @@ def squad_windows(
     features = []
     for at in range(len(found)):
         ids, types = found.rows[at]
-        begin, end = found.rows.starts[at : at + 2]
+        begin, end = found.starts[at : at + 2]
         first, stop = int(found.first[at]), len(ids) - 1
         chars = found.char_start[found.base[at] : found.base[at] + stop - first]
         context = examples[found.example[at]].context
-        words = [word.start() for word in squad_data.WORD.finditer(context)]
+        words = [word.start() for word in windows.WORD.finditer(context)]
         features.append(
             {
                 "input_ids": ids.tolist(),
@@ -285,13 +297,14 @@ def answers_from_logits(
 ) -> tuple[dict[str, str], dict[str, list[dict]]]:
     """Answers and n-best lists from the logits of every window."""
     examples, found = _windows(file, source, sizes, training=False, v2=False)
-    predictions, nbest, _ = squad_answers.best_answers(examples, found, start, end)
-    return predictions, nbest
+    answers = squad_answers.best_answers(examples, found, start, end, SquadConfig())
+    return answers.texts, answers.nbest
 
 
 def squad_metrics(file: Path, predictions: dict[str, str]) -> dict[str, float]:
     """The scores of answers, by the rules of the released code (v2.0)."""
-    return squad_answers.squad_metrics(squad_json.read_squad(file, False), predictions, v2=True)
+    config = SquadConfig(version_2_with_negative=True)
+    return squad_answers.squad_metrics(squad.read_squad(file, False), predictions, config)
 
 
 @dataclass(frozen=True)
@@ -306,9 +319,9 @@ class MlmData:
 
 def mlm_blocks(file: Path, source: Path, block_size: int, cache: Path) -> MlmData:
     """Cut a text into blocks."""
-    tokenizer = models.load_tokenizer(str(source), None)
-    blocks = text.load_blocks(str(file), tokenizer, block_size, False, str(cache), False, 1)
-    rows = blocks.rows(np.arange(len(blocks))).astype(np.int64)
+    tokenizer = bert.load_tokenizer(str(source), None)
+    blocks = load_blocks(Text(file, tokenizer, threads=1), block_size, cache)
+    rows = blocks.gather(np.arange(len(blocks))).ids.reshape(-1, block_size).astype(np.int64)
     special = [tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id]
     return MlmData(rows, special, tokenizer.mask_token_id, len(tokenizer))
 

@@ -205,15 +205,15 @@ class ReferenceRun:
 
     def flags(self, work: Path) -> list[str]:
         """The script's flags without the mask; everything is written to `work`."""
-        data = {
-            "glue": ["--data_dir", self._data],
-            "squad": ["--train_file", self._data / "train-v1.1.json"]
-            + ["--predict_file", self._data / "dev-v1.1.json"],
-            "mlm": ["--train_data_file", self._data / "en.train"]
-            + ["--eval_data_file", self._data / "en.valid"],
+        names = {
+            "glue": {"--data_dir": ""},
+            "squad": {"--train_file": "train-v1.1.json", "--predict_file": "dev-v1.1.json"},
+            "mlm": {"--train_data_file": "en.train", "--eval_data_file": "en.valid"},
         }[self.kind]
         flags = ["--output_dir", work / "out", "--cache_dir", work, "--do_train", "--do_eval"]
-        flags += ["--model_name_or_path", self.assets / "model", "--no_cuda", *data]
+        flags += ["--model_name_or_path", self.assets / "model", "--no_cuda"]
+        for flag, name in names.items():
+            flags += [flag, self._data / name]
         for name in [*TRAINING, *TASK_FLAGS[self.kind]]:
             value = self.args.get(name, "None")
             if value == "True":

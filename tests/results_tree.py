@@ -1,11 +1,13 @@
-"""Small trees of results rows and masks, as runs leave them, for the tests of tables and figures."""
+"""Small trees of results rows and masks, as runs write them, for tests of tables and figures."""
 
 import json
 from pathlib import Path
 
 import torch
 
-from utils import masks
+from utils.pruning import criteria, mask_files
+from utils.pruning.criteria import Mask
+from utils.pruning.origin import Origin
 
 OMP_INFO = {"method": "omp", "task": None, "seed": 42, "weight": "pre"}
 
@@ -18,7 +20,7 @@ def mask_info(
     fraction: float = 0.0,
     rewind: str = "theta_i",
 ) -> dict:
-    """The origin of a mask, as its sidecar and the rows have it."""
+    """Return the origin of a mask as JSON, as in the file beside it and in the rows."""
     return {
         "method": method,
         "task": task,
@@ -37,12 +39,13 @@ def row(
     seed: int,
     mask: dict | None = None,
     method: str = "train",
+    *,
     init: str = "pre",
     init_info: dict | None = None,
     final: bool = True,
     **changes,
 ) -> dict:
-    """One row of results.jsonl."""
+    """Return one row of results.jsonl."""
     described = {"sparsity": 0.0, "mask": None, "mask_info": None, "mask_sha256": None}
     if mask:
         described = {
@@ -78,7 +81,7 @@ def row(
 
 
 def write_rows(folder: Path, rows: list[dict], tail: str = "") -> Path:
-    """Write `rows` as folder/results.jsonl, and `tail` after them."""
+    """Write `rows` to folder/results.jsonl, and `tail` after them."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows) + tail, encoding="utf-8")
@@ -86,15 +89,15 @@ def write_rows(folder: Path, rows: list[dict], tail: str = "") -> Path:
 
 
 def trainings(task: str, scores: list[float], mask=None, **more) -> list[dict]:
-    """One training a seed (1, 2, ...) ending with these scores; `mask(seed)` gives each one's mask."""
+    """Return one row per score: trainings with the seeds 1, 2, ... and the masks `mask(seed)`."""
     return [
         row(task, score, seed, mask(seed) if mask else None, **more)
         for seed, score in enumerate(scores, 1)
     ]
 
 
-def small_mask(sparsity: float, seed: int, layers: int = 2, side: int = 20) -> masks.Mask:
-    """A random mask over a small BERT's matrices."""
+def small_mask(sparsity: float, seed: int, layers: int = 2, side: int = 20) -> Mask:
+    """Return a random mask over the matrices of a small BERT."""
     parts = (
         "attention.self.query",
         "attention.self.key",
@@ -106,4 +109,10 @@ def small_mask(sparsity: float, seed: int, layers: int = 2, side: int = 20) -> m
     names = [f"bert.encoder.layer.{n}.{part}" for n in range(layers) for part in parts] + [
         "bert.pooler.dense"
     ]
-    return masks.random({name: torch.Size((side, side)) for name in names}, sparsity, seed)
+    return criteria.random({name: torch.Size((side, side)) for name in names}, sparsity, seed)
+
+
+def save_mask(folder: Path, mask: Mask, info: dict) -> None:
+    """Save `mask` as folder/mask.pt, with its origin beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mask_files.save(mask, folder / "mask.pt", Origin.from_json(info))

@@ -1,4 +1,4 @@
-"""A BERT of two narrow layers and small data in the original formats: the same on every machine, made in a moment."""
+"""A small random BERT and small data in the original formats, the same on every machine."""
 
 import json
 import random
@@ -14,8 +14,9 @@ SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = re.findall(
     r"\w+",
     """
-    the a of and to in is was it on at by he she they we not no who what where when which how river bridge city king queen
-    war book tree house road ship music science light water stone winter summer small large old new""",
+    the a of and to in is was it on at by he she they we not no who what where when which how
+    river bridge city king queen war book tree house road ship music science light water stone
+    winter summer small large old new""",
 )
 GOOD, BAD = ["fine", "lovely", "great"], ["poor", "awful", "dull"]  # what the labels depend on
 VOCABULARY = [
@@ -30,7 +31,7 @@ VOCABULARY = [
     *BAD,
 ]
 
-# header (None: the file has none), the columns of text, the label's column, the labels (None: a score)
+# header (None: no header), columns of text, column of the label, labels (None: a score)
 GLUE = {
     "CoLA": (None, (3,), 1, ("0", "1")),
     "SST-2": ("sentence label", (0,), 1, ("0", "1")),
@@ -43,8 +44,8 @@ GLUE = {
     ),
     "QQP": ("id qid1 qid2 question1 question2 is_duplicate", (3, 4), 5, ("0", "1")),
     "MNLI": (
-        "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse "
-        "sentence1 sentence2 label1 gold_label",
+        "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse "
+        "sentence1_parse sentence2_parse sentence1 sentence2 label1 gold_label",
         (8, 9),
         11,
         ("contradiction", "neutral", "entailment"),
@@ -64,7 +65,7 @@ def bert(
     seed: int = 0,
     **changes,
 ) -> Path:
-    """A "pre-trained" BERT with pooler and MLM head as a Hugging Face folder; weights drawn by `seed`."""
+    """Write a random BERT with pooler and MLM head as a Hugging Face folder; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
         "vocab_size": len(VOCABULARY),
@@ -91,16 +92,15 @@ def bert(
             state[name] = value.contiguous()
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in VOCABULARY))
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"do_lower_case": True})
-    )  # no length limit
+    settings = {"do_lower_case": True}  # no length limit
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 
 
 def sentence(
     draw: random.Random, shortest: int = 2, longest: int = 12, mood: list[str] | None = None
 ) -> str:
-    """A few words; with `mood`, one of its words among them."""
+    """Return a few words; with `mood`, one of its words among them."""
     words = [draw.choice(WORDS) for _ in range(draw.randint(shortest, longest))]
     if mood:
         words.insert(draw.randrange(len(words) + 1), draw.choice(mood))
@@ -108,23 +108,26 @@ def sentence(
 
 
 def glue(folder: Path, task: str, train: int = 32, dev: int = 24, seed: int = 0) -> Path:
-    """The folder of a GLUE task (named as above) in its original columns; labels can be learnt from single words."""
+    """Write a GLUE task in its original columns; single words predict the labels."""
     folder.mkdir(parents=True, exist_ok=True)
     names = ("dev_matched.tsv", "dev_mismatched.tsv") if task == "MNLI" else ("dev.tsv",)
     for name, count in (("train.tsv", train), *((name, dev) for name in names)):
         draw = random.Random(f"{seed} {task} {name}")
         header = GLUE[task][0]
-        lines = [] if header is None else ["\t".join(header.split("," if "," in header else " "))]
+        lines = [] if header is None else ["\t".join(_columns(header))]
         lines += ["\t".join(_row(draw, task, number)) for number in range(count)]
         (folder / name).write_text("".join(f"{line}\n" for line in lines))
     return folder
 
 
+def _columns(header: str) -> list[str]:
+    return header.split("," if "," in header else " ")
+
+
 def _row(draw: random.Random, task: str, number: int) -> list[str]:
     header, texts, label, labels = GLUE[task]
-    row = [str(number)] * (
-        4 if header is None else len(header.split("," if "," in header else " "))
-    )
+    columns = 4 if header is None else len(_columns(header))
+    row = [str(number)] * columns
     grade = draw.random() if labels is None else draw.randrange(len(labels)) / (len(labels) - 1)
     row[label] = f"{5 * grade:.3f}" if labels is None else labels[round(grade * (len(labels) - 1))]
     for text in texts:
@@ -135,9 +138,10 @@ def _row(draw: random.Random, task: str, number: int) -> list[str]:
 def squad(
     folder: Path, train: int = 6, dev: int = 4, impossible: bool = False, seed: int = 0
 ) -> Path:
-    """train-v1.1.json and dev-v1.1.json with two questions for each of so many contexts; answers are spans of them.
+    """Write train-v1.1.json and dev-v1.1.json with `train` and `dev` contexts of two questions.
 
-    With `impossible`, every second question has none, as in SQuAD 2.0. Dev questions have two answers, one of them spoilt.
+    With `impossible`, every second question has no answer, as in SQuAD 2.0. Questions of dev have
+    a second answer, the first word of the correct one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, count in (("train", train), ("dev", dev)):
@@ -178,7 +182,7 @@ def _paragraph(draw: random.Random, key: str, dev: bool, impossible: bool) -> di
 
 
 def text(folder: Path, train: int = 120, valid: int = 40, seed: int = 0) -> Path:
-    """en.train and en.valid with so many lines of a few sentences, as pre-training text comes; some lines are empty."""
+    """Write en.train and en.valid with `train` and `valid` lines of 1 to 3 sentences or none."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, count in (("en.train", train), ("en.valid", valid)):
         draw = random.Random(f"{seed} {name}")

@@ -1,5 +1,9 @@
-"""The one error class whose message is meant for the user: shown as a single line, exit code 2."""
+"""Errors that are meant for the user: one line on stderr and exit code 2, without a traceback."""
 
 
 class UserError(Exception):
-    """Something the user gave is wrong; the message names the file, row, key or flag and the remedy."""
+    """Bad input: the message names the file, row, key or flag, and the remedy."""
+
+
+class LossNotFinite(UserError):
+    """The loss became NaN or infinite; the message names the step and the training rows."""

@@ -1,64 +1,144 @@
-"""Training one subnetwork (or the dense model) on a task, as the paper scores its tickets."""
+"""Train and score one subnetwork or the dense model, as the paper scores its tickets."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from utils import distributed, files, masks, models, seeds
-from utils.optim import linear_schedule
-from utils.training import Plan, Trainer
-from utils.watch import Watch
+from torch import nn
+
+from utils import files
+from utils.errors import UserError
+from utils.modeling import bert, saving
+from utils.modeling.bert import BertTaskModel
+from utils.pruning import mask_files, masks
+from utils.pruning.origin import read_origin
+from utils.runs.console import say
+from utils.runs.evaluation import Evaluator, scores_table
+from utils.runs.monitor import Monitor
+from utils.runs.records import DENSE, MaskInfo
+from utils.runs.run import Experiment, Run
+from utils.runs.tickets import mask_of_checkpoint
+from utils.training import distributed
+from utils.training.optimizer import linear_schedule
+from utils.training.order import DataOrder, seed_round
+from utils.training.trainer import StepPlan, Trainer
 
 
-@dataclass(frozen=True)
-class Ticket:
-    """The subnetwork in training: its mask's row in the results, and its mask (None: dense)."""
+def attach_mask(model: BertTaskModel, mask_file: str | None) -> MaskInfo:
+    """Attach the mask in `mask_file` to the model and describe it; None leaves the model dense.
 
-    row: dict
-    mask: masks.Mask | None
-
-
-def describe_mask(path: Path | None, mask: masks.Mask | None, info: dict | None) -> dict:
-    """What a results row says of a mask: measured sparsity, file, digest, where it comes from."""
-    if mask is None:
-        return {"sparsity": 0.0, "mask": None, "mask_sha256": None, "mask_info": None}
-    return {
-        "sparsity": round(masks.sparsity(mask), 9),
-        "mask": str(path),
-        "mask_sha256": masks.digest(mask),
-        "mask_info": info,
-    }
+    Raises UserError naming file and key.
+    """
+    if mask_file is None:
+        return DENSE
+    path, shapes = Path(mask_file), {n: m.weight.shape for n, m in masks.prunable(model).items()}
+    mask = mask_files.load(path, shapes)
+    masks.attach(model, mask)
+    origin, digest = read_origin(path), masks.digest(mask)
+    if origin and origin.mask_sha256 not in (None, digest):
+        files.warn(f"{path}: the .json beside it describes another mask; its origin is unknown")
+        origin = None
+    return MaskInfo(round(masks.sparsity(mask), 9), str(path), digest, origin)
 
 
-def fine_tune(trainer: Trainer, total: int, planned: int, order: seeds.Order, watch: Watch) -> None:
-    """Train for `total` steps with the learning rate linear to zero over `planned`; goes on from a checkpoint if any."""
-    _, done = watch.resume() or (0, 0)
-    watch.begin_round(0, 0, done)
-    if done == 0:
-        seeds.seed_round(order.seed, 0, distributed.rank())
-    rate = linear_schedule(trainer.recipe.learning_rate, planned, trainer.recipe.warmup_steps)
-    trainer.train(
-        Plan(total, rate, lambda step: order.batches(0, step)), done, (order.seed, 0), watch
-    )
-    watch.flush()
+def plan_steps(experiment: Experiment) -> StepPlan:
+    """Plan a fine-tuning: the learning rate falls linearly to zero over its steps (Table 1)."""
+    training = experiment.config.training
+    order = DataOrder.from_config(experiment.task.train_rows, training, experiment.runtime)
+    steps = order.total_steps(training.max_steps, training.num_train_epochs)
+    rate = linear_schedule(training.learning_rate, steps, training.warmup_steps)
+    return StepPlan(steps, rate, lambda step: order.batches(0, step))
 
 
-def save_checkpoint(model, tokenizer, folder: Path, step: int, keep: int | None) -> None:
-    """Save the plain model in checkpoint-STEP, and drop the oldest beyond `keep`."""
-    if distributed.first():
-        with files.folder_written_whole(folder / files.checkpoint_name(step)) as temporary:
-            models.save_pretrained(model, tokenizer, temporary)
-        found = files.checkpoints(folder)
-        for old in found[: 0 if keep is None else max(0, len(found) - keep)]:
-            files.remove_folder(old)
-    distributed.wait_for_first()
+def run(experiment: Experiment, plan: StepPlan, mask: MaskInfo) -> None:
+    """Fine-tune in the output folder of the experiment, evaluate and print the scores."""
+    training = experiment.config.training
+    with Run.open(experiment, finds_tickets=False) as run_:
+        if run_.finished:
+            say(f"{run_.path}: this run is finished; give --overwrite_output_dir to repeat it")
+            return
+        trainer, evaluator = experiment.trainer(), Evaluator(run_, "train")
+
+        def evaluate(step: int) -> None:
+            known = any(r.step == step and r.method == "train" for r in run_.records())
+            if training.do_eval and not distributed.broadcast(known):
+                last = step == plan.steps
+                evaluator.evaluate(step, mask, final=last, last=last)
+
+        def save(step: int) -> None:
+            save_checkpoint(run_, step)
+            if training.eval_all_checkpoints:
+                evaluate(step)
+
+        during = training.logging_steps if training.evaluate_during_training else 0
+        periodic = [(during, evaluate), (training.save_steps or 0, save)]
+        with Monitor(trainer, evaluator, plan.steps, periodic) as monitor:
+            fine_tune(trainer, plan, monitor)
+            if training.save_total_limit != 0:
+                save_final(run_)
+            evaluate(plan.steps)
+        run_.finish()
+        say(scores_table(experiment.task, run_.records()))
 
 
-def save_final(model, tokenizer, folder: Path) -> None:
-    """Put the trained model into the output folder itself, each file whole."""
-    if distributed.first():
-        with files.folder_written_whole(folder / files.checkpoint_name(0)) as temporary:
-            models.save_pretrained(model, tokenizer, temporary)
-        for file in (folder / files.checkpoint_name(0)).iterdir():
-            file.replace(folder / file.name)
-        (folder / files.checkpoint_name(0)).rmdir()
-    distributed.wait_for_first()
+def fine_tune(trainer: Trainer, plan: StepPlan, monitor: Monitor) -> None:
+    """Train for the steps of `plan`, from the last checkpoint if there is one."""
+    _, start = monitor.resume() or (0, 0)
+    monitor.begin_round(0, 0, start)
+    seed = trainer.config.seed
+    if start == 0:
+        seed_round(seed, 0, trainer.runtime.rank)
+    trainer.train(plan, start, (seed, 0), monitor.after_step)
+    monitor.read_losses()
+
+
+def evaluate(experiment: Experiment, mask: MaskInfo = DENSE) -> None:
+    """Evaluate the model given, or every checkpoint in the output folder, without training.
+
+    Rows are added, none is replaced. Raises UserError if the checkpoints have no models.
+    """
+    run_ = Run(experiment, None)
+    run_.path.mkdir(parents=True, exist_ok=True)
+    evaluator = Evaluator(run_, "evaluate")
+    nn.Module.to(experiment.model, experiment.runtime.device)
+    earlier = len(run_.records())
+    every = experiment.config.training.eval_all_checkpoints
+    folders = files.checkpoints(run_.path) if every else []
+    with_model = [folder for folder in folders if (folder / files.MODEL_FILES[0]).exists()]
+    if folders and not with_model:
+        raise UserError(
+            f"--eval_all_checkpoints: no checkpoint in {run_.path} has kept its model "
+            "(--save_total_limit); leave the flag out to evaluate the model given"
+        )
+    for folder in with_model:
+        bert.reload(experiment.model, str(folder))
+        trained_with = mask_of_checkpoint(run_.path, folder) or mask
+        evaluator.evaluate(files.checkpoint_step(folder), trained_with, final=True)
+    if not with_model:
+        evaluator.evaluate(0, mask, final=True, last=True)
+    evaluator.events.close()
+    say(scores_table(experiment.task, run_.records()[earlier:]))
+
+
+def save_checkpoint(run_: Run, step: int) -> None:
+    """Save the model in checkpoint-STEP and remove the oldest beyond --save_total_limit."""
+    experiment, limit = run_.experiment, run_.experiment.config.training.save_total_limit
+    if experiment.runtime.is_main:
+        with files.atomic_folder(run_.path / files.checkpoint_name(step)) as temporary:
+            saving.save_pretrained(experiment.model, experiment.task.tokenizer, temporary)
+        saved = files.checkpoints(run_.path)
+        surplus = 0 if limit is None else max(0, len(saved) - limit)
+        for old in saved[:surplus]:
+            files.remove(old)
+    distributed.wait_for_main()
+
+
+def save_final(run_: Run) -> None:
+    """Save the trained model in the output folder itself, each file whole."""
+    experiment = run_.experiment
+    if experiment.runtime.is_main:
+        staging = run_.path / files.checkpoint_name(0)
+        with files.atomic_folder(staging) as temporary:
+            saving.save_pretrained(experiment.model, experiment.task.tokenizer, temporary)
+        for file in staging.iterdir():
+            file.replace(run_.path / file.name)
+        staging.rmdir()
+    distributed.wait_for_main()

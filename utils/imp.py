@@ -1,336 +1,300 @@
-"""Algorithm 1 of the paper: iterative magnitude pruning with rewinding; the only loop of rounds, for every task."""
+"""Algorithm 1 of the paper: iterative magnitude pruning (IMP) with rewinding, for every task."""
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
+import numpy as np
 import torch
+from torch import nn
 
-from utils import distributed, files, masks, models, report, seeds
+from utils import files
+from utils.config import ImpConfig, TrainingConfig
 from utils.errors import UserError
-from utils.optim import linear_schedule
-from utils.run import Run
-from utils.training import Plan, Recipe, Trainer
-from utils.watch import Watch
+from utils.modeling import saving
+from utils.pruning import mask_files, masks
+from utils.pruning.origin import Origin
+from utils.runs.console import format_duration, say
+from utils.runs.evaluation import Evaluator, scores_table
+from utils.runs.monitor import Monitor
+from utils.runs.records import MaskInfo
+from utils.runs.run import Experiment, Run
+from utils.runs.tickets import Ticket, read_tickets, write_tickets
+from utils.training import distributed
+from utils.training.optimizer import linear_schedule
+from utils.training.order import DataOrder, seed_round
+from utils.training.trainer import StepPlan, Trainer
 
 SPARSITIES = tuple(k / 10 for k in range(1, 10))  # 10 %, 20 %, ..., 90 %
 
 
 @dataclass(frozen=True)
-class Policy:
-    """How the rounds of IMP go. The defaults are Algorithm 1; the released code's ways are switched on one by one."""
+class ImpSchedule:
+    """The rounds of Algorithm 1, counted from 0; utils/released.py overrides some of it.
 
-    sparsities: tuple[float, ...]  # after round 1, 2, ...
-    round_steps: int  # t, optimizer steps of a round
+    The last round has no target: it trains and scores the sparsest subnetwork.
+    """
+
+    training: TrainingConfig
+    order: DataOrder
+    sparsities: tuple[float, ...]  # after round 0, 1, ...
+    round_steps: int  # t, the optimizer steps of a round
     total_steps: int  # of the whole run, as epochs or --max_steps give it
     rewind_steps: int = 0  # i: rewind to theta_i
-    rewind: str = "theta_i"  # or "encoder": bert.* but not the head; or "none": standard pruning
-    schedule_over_run: bool = False  # learning rate linear over all rounds, restarted every round
-    data_run_on: bool = False  # a round takes up the rows where the last one stopped
-    prune_first: bool = False  # prune theta_0 before the first round
-    short_first_round: bool = False  # the first round is one step shorter
-    last_round: bool = True  # train and score the sparsest subnetwork too, in a round of its own
+    rewinds: bool = True  # False: standard pruning
 
-    @property
-    def wanted(self) -> int:
-        """Rounds that the sparsities ask for."""
-        return len(self.sparsities) - self.prune_first + self.last_round
+    @classmethod
+    def from_config(cls, imp: ImpConfig, experiment: Experiment) -> Self:
+        """Return the schedule that the flags ask for."""
+        training = experiment.config.training
+        order = DataOrder.from_config(experiment.task.train_rows, training, experiment.runtime)
+        total = order.total_steps(training.max_steps, training.num_train_epochs)
+        return cls(
+            training=training,
+            order=order,
+            sparsities=tuple(imp.sparsities or SPARSITIES),
+            round_steps=total // 10 if training.save_steps is None else training.save_steps,
+            total_steps=total,
+            rewind_steps=imp.rewind_steps,
+            rewinds=not imp.no_rewind,
+        )
+
+    def check(self) -> None:
+        """Raise UserError naming the flag if the rounds are impossible."""
+        steps_up = zip((0.0, *self.sparsities), self.sparsities, strict=False)
+        if not all(a < b for a, b in steps_up) or self.sparsities[-1] > 1:
+            raise UserError("--sparsities must rise strictly between 0 and 1, such as 0.2 0.5 0.9")
+        if self.round_steps < 1:
+            raise UserError(
+                "--save_steps is the length of an IMP round and must be at least 1; left out, it "
+                "is a tenth of the run"
+            )
+        if self.rounds < 1:
+            raise UserError(
+                f"--save_steps {self.round_steps} is longer than the run of {self.total_steps} "
+                "steps; lower it, or raise --num_train_epochs or --max_steps"
+            )
+        if not 0 <= self.rewind_steps < self.round_steps:
+            raise UserError(
+                f"--rewind_steps {self.rewind_steps} must lie within a round of {self.round_steps} "
+                "steps"
+            )
 
     @property
     def rounds(self) -> int:
-        """Rounds that the run has room for."""
-        return min(self.wanted, (self.total_steps + self.short_first_round) // self.round_steps)
+        """Number of rounds: one per sparsity and the last, if the run has room for them."""
+        return min(len(self.sparsities) + 1, self.total_steps // self.round_steps)
 
     def steps(self, round_: int) -> int:
-        """Optimizer steps of `round_` (from 0), those before the rewinding point included."""
-        return self.round_steps - (self.short_first_round and round_ == 0)
+        """Return the optimizer steps of `round_`, those before theta_i included."""
+        return self.round_steps
 
-    def start(self, round_: int) -> int:
-        """The step that `round_` begins at: i, but 0 in the first, which trains to theta_i itself."""
+    def first_step(self, round_: int) -> int:
+        """Return the first step of `round_`: i, but 0 in round 0, which trains to theta_i."""
         return self.rewind_steps if round_ else 0
 
     def target(self, round_: int) -> float | None:
-        """The sparsity to prune to after `round_`, None after the last."""
-        place = round_ + self.prune_first
-        return self.sparsities[place] if place < len(self.sparsities) else None
+        """Return the sparsity to prune to after `round_`, None after the last."""
+        return self.sparsities[round_] if round_ < len(self.sparsities) else None
 
-    def plan(self, round_: int, recipe: Recipe, order: seeds.Order) -> Plan:
-        """Learning rates and batches of `round_`."""
-        total = self.total_steps if self.schedule_over_run else self.steps(round_)
-        rate = linear_schedule(recipe.learning_rate, total, recipe.warmup_steps)
-        behind = round_ * self.round_steps - (self.short_first_round and round_ > 0)
+    def plan(self, round_: int) -> StepPlan:
+        """Return learning rates (linear to zero over the round) and batches of `round_`."""
+        config = self.training
+        rate = linear_schedule(config.learning_rate, self.steps(round_), config.warmup_steps)
+        return StepPlan(self.steps(round_), rate, lambda step: self.batches(round_, step))
 
-        def batches(step: int):
-            return (
-                order.batches(0, behind + step) if self.data_run_on else order.batches(round_, step)
-            )
+    def batches(self, round_: int, step: int) -> list[np.ndarray]:
+        """Return the training rows of each batch of `step`."""
+        return self.order.batches(round_, step)
 
-        return Plan(self.steps(round_), rate, batches)
+    def prune_before(self, model: nn.Module) -> float:
+        """Prune before the first round and return the sparsity; Algorithm 1 starts dense."""
+        return 0.0
 
+    def seed_generators(self, round_: int, rank: int) -> None:
+        """Seed the global generators at the start of `round_`."""
+        seed_round(self.order.seed, round_, rank)
 
-def check_policy(policy: Policy) -> None:
-    """Raises UserError naming the flag where the rounds asked for cannot be."""
-    ascending = all(
-        a < b for a, b in zip((0.0, *policy.sparsities), policy.sparsities, strict=False)
-    )
-    if not ascending or policy.sparsities[-1] > 1:
-        raise UserError("--sparsities must rise strictly between 0 and 1, such as 0.2 0.5 0.9")
-    if policy.round_steps < 1:
-        raise UserError(
-            "--save_steps is the length of an IMP round and must be at least 1; "
-            "left out, it is a tenth of the run"
+    def rewind(self, model: nn.Module, theta: dict[str, torch.Tensor]) -> None:
+        """Restore theta_i and gamma_i."""
+        if self.rewinds:
+            masks.rewind(model, theta)
+
+    def origin(self, task: str, sparsity: float) -> Origin:
+        """Return the origin of a mask that this schedule finds on `task`."""
+        return Origin(
+            method="imp",
+            task=task,
+            seed=self.training.seed,
+            rewind="theta_i" if self.rewinds else "none",
+            rewind_steps=self.rewind_steps,
+            rewind_fraction=self.rewind_steps / self.round_steps,
+            as_released=False,
+            sparsity=sparsity,
         )
-    if policy.wanted < 1:
-        raise UserError(
-            "--sparsities: the released code prunes to the first before any training; give at least two"
-        )
-    if policy.rounds < 1:
-        raise UserError(
-            f"--save_steps {policy.round_steps} is longer than the run of {policy.total_steps} steps; "
-            "lower it, or raise --num_train_epochs or --max_steps"
-        )
-    if not 0 <= policy.rewind_steps < policy.round_steps:
-        raise UserError(
-            f"--rewind_steps {policy.rewind_steps} must lie within a round of {policy.round_steps} steps"
-        )
+
+
+def run(experiment: Experiment, schedule: ImpSchedule) -> None:
+    """Find tickets in the output folder of the experiment and print the scores of the rounds."""
+    schedule.check()
+    masks.attach(experiment.model)  # m = 1
+    training = experiment.config.training
+    with Run.open(experiment, finds_tickets=True) as run_:
+        if run_.finished:
+            say(f"{run_.path}: this run is finished; give --overwrite_output_dir to repeat it")
+            return
+        trainer, evaluator = experiment.trainer(), Evaluator(run_, "imp")
+        tickets = TicketWriter(run_, schedule, evaluator)
+        during = training.logging_steps if training.evaluate_during_training else 0
+        total = schedule.rounds * schedule.round_steps
+        with Monitor(trainer, evaluator, total, [(during, tickets.score_within_round)]) as monitor:
+            find_tickets(trainer, schedule, tickets, monitor)
+        run_.finish()
+        records = [record for record in run_.records() if record.final]
+        say(scores_table(experiment.task, records))
 
 
 def find_tickets(
-    trainer: Trainer, policy: Policy, order: seeds.Order, tickets: "Tickets", watch: Watch
-) -> list[dict]:
-    """Run Algorithm 1; returns one entry per ticket (round, sparsity, mask file, digest, score).
-
-    Everything is written round by round; a run that was stopped goes on where its last checkpoint was taken.
-    """
-    model = trainer.model
-    theta = masks.snapshot(model) if policy.rewind != "none" else {}  # theta_0, gamma_0
-    if policy.prune_first:
-        masks.prune_to(model, policy.sparsities[0])
-    first, done = watch.resume() or (0, 0)
-    if (first, done) > (0, policy.rewind_steps) and policy.rewind_steps:
+    trainer: Trainer, schedule: ImpSchedule, tickets: "TicketWriter", monitor: Monitor
+) -> None:
+    """Run Algorithm 1; each round writes a ticket and a checkpoint, from which runs resume."""
+    model, rank = trainer.model, trainer.runtime.rank
+    theta = masks.snapshot(model) if schedule.rewinds else {}  # theta_0, gamma_0
+    tickets.initial_sparsity = schedule.prune_before(model)
+    round_, start = monitor.resume() or (0, 0)
+    if schedule.rewind_steps and (round_ > 0 or start > schedule.rewind_steps):
         theta = tickets.load_theta(theta)
-    for round_ in range(first, policy.rounds):
-        start = done if round_ == first else policy.start(round_)
+    while round_ < schedule.rounds:
         tickets.begin(round_)
-        watch.begin_round(round_, round_ * policy.round_steps, start)
-        if start == policy.start(round_) and not (policy.data_run_on and round_):
-            seeds.seed_round(order.seed, round_, distributed.rank())
-        plan = policy.plan(round_, trainer.recipe, order)
-        if round_ == 0 and 0 < policy.rewind_steps >= start:
-            theta, start = _train_to_theta_i(
-                trainer, policy, plan, start, order.seed, tickets, watch
-            )
-        trainer.train(
-            plan, start, (order.seed, round_), watch
-        )  # train m * theta_i, gamma_i to step t
-        watch.flush()
+        monitor.begin_round(round_, round_ * schedule.round_steps, start)
+        if start == schedule.first_step(round_):
+            schedule.seed_generators(round_, rank)
+        plan, path = schedule.plan(round_), (schedule.order.seed, round_)
+        if round_ == 0 and schedule.rewind_steps and start <= schedule.rewind_steps:
+            to_theta_i = StepPlan(schedule.rewind_steps, plan.learning_rate, plan.batches)
+            trainer.train(to_theta_i, start, path, monitor.after_step)
+            theta, start = masks.snapshot(model), schedule.rewind_steps  # theta_i, gamma_i
+            tickets.save_theta(theta)
+            trainer.reset_optimizer()  # as every later round starts
+        trainer.train(plan, start, path, monitor.after_step)  # train m * theta_i, gamma_i to step t
+        monitor.read_losses()
         score = tickets.score(round_)
-        trainer.give_back(0)  # pruning and files need room
+        trainer.release_memory()  # pruning and files need it
         with tickets.checkpoint(round_) as folder:
-            if folder is not None:
-                models.save_pretrained(model, tickets.tokenizer, folder)
-            if policy.target(round_) is not None:
-                masks.prune_to(model, policy.target(round_))
-                tickets.add(round_, masks.current(model), folder)
-        tickets.publish(round_, score, watch.time_left())
-        if policy.rewind != "none":
-            masks.rewind(model, theta, prefix="bert." if policy.rewind == "encoder" else "")
-        trainer.restart()
-        watch.save(round_ + 1, policy.start(round_ + 1))
-        watch.stop_if_asked()
-    return tickets.entries
+            target = schedule.target(round_)
+            if target is not None:
+                masks.prune_to(model, target)
+                tickets.add(round_, folder)
+        tickets.publish(round_, score, monitor.time_left())
+        schedule.rewind(model, theta)
+        trainer.reset_optimizer()
+        round_, start = round_ + 1, schedule.first_step(round_ + 1)
+        monitor.save_checkpoint(round_, start)
+        monitor.stop_if_asked()
 
 
-def _train_to_theta_i(
-    trainer: Trainer,
-    policy: Policy,
-    plan: Plan,
-    start: int,
-    seed: int,
-    tickets: "Tickets",
-    watch: Watch,
-):
-    """Train theta_0, gamma_0 to step i, keep theta_i and gamma_i, and go on with a new optimizer, as later rounds do."""
-    trainer.train(Plan(policy.rewind_steps, plan.rate, plan.batches), start, (seed, 0), watch)
-    theta = masks.snapshot(trainer.model)
-    tickets.save_theta(theta)
-    trainer.restart()
-    return theta, policy.rewind_steps
+class TicketWriter:
+    """Writes the tickets of a run: a folder per round with subnetwork and mask, and their index."""
 
-
-class Tickets:
-    """The tickets of a run: a folder a round with subnetwork and mask, the index tickets.json, and their scores.
-
-    `evaluate(step, round, mask_row, final)` scores the model as it is, records it and returns percent points, or None
-    where the user asked for no evaluation. `keep_models` bounds the subnetworks kept; masks always stay.
-    """
-
-    def __init__(
-        self,
-        run: Run,
-        policy: Policy,
-        task: str,
-        tokenizer,
-        evaluate: Callable,
-        score_key: str,
-        as_released: bool,
-        keep_models: int | None,
-    ):
-        self.run, self.policy, self.tokenizer, self.evaluate = run, policy, tokenizer, evaluate
-        self.task, self.score_key, self.as_released, self.keep_models = (
-            task,
-            score_key,
-            as_released,
-            keep_models,
-        )
-        self.entries = (files.read_json(run.folder / files.TICKETS) or {}).get("tickets", [])
-        self._began = time.monotonic()
+    def __init__(self, run_: Run, schedule: ImpSchedule, evaluator: Evaluator) -> None:
+        self.run, self.schedule, self.evaluator = run_, schedule, evaluator
+        self.experiment = run_.experiment
+        self.initial_sparsity = 0.0  # of the first round
+        self.tickets = read_tickets(run_.path) or []
+        self._started = time.monotonic()
 
     def begin(self, round_: int) -> None:
-        """Start the clock of `round_`; tickets of it and later ones, from before a fault, are found anew."""
-        self.entries = [entry for entry in self.entries if entry["round"] <= round_]
-        self._began = time.monotonic()
-
-    def origin(self, sparsity: float) -> dict:
-        """Where a mask of this run comes from, for its sidecar and the results rows."""
-        p = self.policy
-        return {
-            "method": "imp",
-            "task": self.task,
-            "sparsity": sparsity,
-            "seed": self.run.arguments.get("seed"),
-            "rewind": p.rewind,
-            "rewind_steps": p.rewind_steps,
-            "rewind_fraction": p.rewind_steps / p.round_steps,
-            "as_released": self.as_released,
-        }
-
-    def mask_row(self, round_: int) -> dict:
-        """What a results row says of the mask that `round_` trains with."""
-        entry = self.entries[-1] if self.entries else None
-        if entry is None and self.policy.prune_first:
-            first = self.policy.sparsities[0]
-            return {
-                "sparsity": first,
-                "mask": None,
-                "mask_sha256": None,
-                "mask_info": self.origin(first),
-            }
-        if entry is None:
-            return {"sparsity": 0.0, "mask": None, "mask_sha256": None, "mask_info": None}
-        return {
-            "sparsity": entry["sparsity"],
-            "mask": str(self.run.folder / entry["mask"]),
-            "mask_sha256": entry["mask_sha256"],
-            "mask_info": self.origin(entry["sparsity"]),
-        }
+        """Start the clock of `round_`; later tickets, written before a fault, are found again."""
+        self.tickets = [ticket for ticket in self.tickets if ticket.round <= round_]
+        self._started = time.monotonic()
 
     def score(self, round_: int, step: int | None = None) -> float | None:
-        """Evaluate the subnetwork in training: at the end of `round_`, or at global `step` within it."""
-        end = (round_ + 1) * self.policy.round_steps
-        return self.evaluate(step or end, round_ + 1, self.mask_row(round_), step is None)
+        """Evaluate the subnetwork at the end of `round_`, or at global `step` within it."""
+        if not self.experiment.config.training.do_eval:
+            return None
+        end = (round_ + 1) * self.schedule.round_steps
+        mask = self._mask_in_training()
+        return self.evaluator.evaluate(step or end, mask, round_ + 1, final=step is None)
 
-    def checkpoint(self, round_: int):
-        """The folder of `round_`, written whole by the first process; None to the others."""
-        return (
-            files.folder_written_whole(self.folder(round_))
-            if distributed.first()
-            else contextlib.nullcontext()
-        )
+    def score_within_round(self, step: int) -> None:
+        """Evaluate at global `step`, unless a round ends there and is evaluated in any case."""
+        if step % self.schedule.round_steps:
+            self.score(step // self.schedule.round_steps, step)
 
-    def folder(self, round_: int) -> Path:
-        """checkpoint-STEP, STEP being the global step at which `round_` ends."""
-        return self.run.folder / files.checkpoint_name((round_ + 1) * self.policy.round_steps)
+    def _mask_in_training(self) -> MaskInfo:
+        if self.tickets:
+            ticket = self.tickets[-1]
+            path = self.run.path / ticket.mask
+            origin = self._origin(ticket.sparsity)
+            return MaskInfo(ticket.sparsity, str(path), ticket.mask_sha256, origin)
+        sparsity = self.initial_sparsity
+        return MaskInfo(sparsity, mask_info=self._origin(sparsity) if sparsity else None)
 
-    def add(self, round_: int, mask: masks.Mask, folder: Path | None) -> None:
-        """Save the mask pruned after `round_` in `folder` and enter it in the list; all processes must have the same.
+    def _origin(self, sparsity: float) -> Origin:
+        return self.schedule.origin(self.experiment.task.name, sparsity)
 
-        Its score is not known before the next round has trained it.
-        """
-        sparsity, sha256 = round(masks.sparsity(mask), 9), masks.digest(mask)
-        distributed.check_same(sha256, f"mask of round {round_ + 1}")
+    def _folder(self, round_: int) -> Path:
+        """Return checkpoint-STEP, where STEP is the global step at which `round_` ends."""
+        return self.run.path / files.checkpoint_name((round_ + 1) * self.schedule.round_steps)
+
+    @contextlib.contextmanager
+    def checkpoint(self, round_: int) -> Iterator[Path | None]:
+        """Yield the folder of `round_` with the trained subnetwork; None on ranks above 0."""
+        if not self.experiment.runtime.is_main:
+            yield None
+            return
+        with files.atomic_folder(self._folder(round_)) as folder:
+            saving.save_pretrained(self.experiment.model, self.experiment.task.tokenizer, folder)
+            yield folder
+
+    def add(self, round_: int, folder: Path | None) -> None:
+        """Save the mask pruned after `round_` in `folder`; raises if the ranks disagree on it."""
+        mask = masks.current(self.experiment.model)
+        sparsity, digest = round(masks.sparsity(mask), 9), masks.digest(mask)
+        distributed.check_same(digest, f"mask of round {round_ + 1}")
         if folder is not None:
-            masks.save(mask, folder / files.MASK, self.origin(sparsity))
-        path = f"{self.folder(round_).name}/{files.MASK}"
-        self.entries.append(
-            {
-                "round": round_ + 1,
-                "sparsity": sparsity,
-                "mask": path,
-                "mask_sha256": sha256,
-                "score": None,
-            }
-        )
+            mask_files.save(mask, folder / files.MASK, self._origin(sparsity))
+        path = f"{self._folder(round_).name}/{files.MASK}"
+        self.tickets.append(Ticket(round_ + 1, sparsity, path, digest))
 
     def publish(self, round_: int, score: float | None, time_left: float) -> None:
-        """Enter the score in the index and write it, drop subnetworks over the limit, and print the line of `round_`."""
-        for entry in self.entries:
-            if entry["round"] == round_:  # the ticket that this round has trained
-                entry["score"] = score
-        if not distributed.first():
+        """Write the index with the score of `round_`, remove old subnetworks, and print a line."""
+        for ticket in self.tickets:
+            if ticket.round == round_:  # this round has trained it
+                ticket.score = score
+        if not self.experiment.runtime.is_main:
             return
-        index = {"task": self.task, "seed": self.run.arguments.get("seed"), "tickets": self.entries}
-        files.write_json(self.run.folder / files.TICKETS, index)
-        if self.keep_models is not None and round_ >= self.keep_models:
+        task, training = self.experiment.task, self.experiment.config.training
+        write_tickets(self.run.path, task.name, training.seed, self.tickets)
+        limit = training.save_total_limit
+        if limit is not None and round_ >= limit:
             for name in files.MODEL_FILES:
-                (self.folder(round_ - self.keep_models) / name).unlink(missing_ok=True)
-        report.say(self._line(round_, score, time_left))
+                (self._folder(round_ - limit) / name).unlink(missing_ok=True)
+        say(self._line(round_, score, time_left))
 
     def _line(self, round_: int, score: float | None, time_left: float) -> str:
-        entry = (
-            self.entries[-1] if self.entries and self.entries[-1]["round"] == round_ + 1 else None
-        )
-        scored = "" if score is None else f"  {self.score_key} {score:6.2f}"
-        pruned = (
-            ""
-            if entry is None
-            else f"  pruned to {entry['sparsity']:.1%}: {self.run.folder / entry['mask']}"
-        )
-        spent = report.duration(time.monotonic() - self._began)
-        left = "" if round_ + 1 == self.policy.rounds else f", {report.duration(time_left)} left"
-        number = f"round {round_ + 1:2d}/{self.policy.rounds}"
-        return f"{number}  sparsity {self._trained_sparsity(round_):6.1%}{scored}{pruned}  ({spent}{left})"
-
-    def _trained_sparsity(self, round_: int) -> float:
-        before = [entry["sparsity"] for entry in self.entries if entry["round"] <= round_]
-        return (
-            before[-1]
-            if before
-            else (self.policy.sparsities[0] if self.policy.prune_first else 0.0)
-        )
+        earlier = [ticket.sparsity for ticket in self.tickets if ticket.round <= round_]
+        trained = earlier[-1] if earlier else self.initial_sparsity
+        found = [ticket for ticket in self.tickets if ticket.round == round_ + 1]
+        pruned = "".join(f"  pruned to {t.sparsity:.1%}: {self.run.path / t.mask}" for t in found)
+        scored = "" if score is None else f"  {self.experiment.task.score_key} {score:6.2f}"
+        spent = format_duration(time.monotonic() - self._started)
+        last = round_ + 1 == self.schedule.rounds
+        left = "" if last else f", {format_duration(time_left)} left"
+        number = f"round {round_ + 1:2d}/{self.schedule.rounds}"
+        return f"{number}  sparsity {trained:6.1%}{scored}{pruned}  ({spent}{left})"
 
     def save_theta(self, theta: dict[str, torch.Tensor]) -> None:
-        """Keep theta_i and gamma_i: later rounds and `--weight_pertub` read them."""
-        info = {**self.origin(0.0), "mode": "rewound"}
-        if distributed.first():
-            models.save_weights(theta, self.run.folder / files.REWIND_WEIGHTS, info)
+        """Save theta_i and gamma_i: later rounds and --weight_pertub read them."""
+        if self.experiment.runtime.is_main:
+            origin = dataclasses.replace(self._origin(0.0), mode="rewound")
+            saving.save_weights(theta, self.run.path / files.REWIND_WEIGHTS, origin)
 
-    def load_theta(self, theta: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """theta_i and gamma_i of this run, named as in `theta`."""
-        return models.match_names(
-            masks.load_tensors(self.run.folder / files.REWIND_WEIGHTS, "weight"), theta
-        )
-
-
-def trained_mask(folder: Path, checkpoint: Path) -> dict | None:
-    """What a results row says of the mask that the subnetwork in `checkpoint` was trained with, by the index of tickets.
-
-    None if `folder` has no index: it is no IMP run's.
-    """
-    entries = (files.read_json(folder / files.TICKETS) or {}).get("tickets")
-    if entries is None:
-        return None
-    row = {"sparsity": 0.0, "mask": None, "mask_sha256": None, "mask_info": None}
-    for entry in entries:
-        path = folder / entry["mask"]
-        if int(path.parent.name.rpartition("-")[2]) >= int(checkpoint.name.rpartition("-")[2]):
-            break
-        row = {
-            "sparsity": entry["sparsity"],
-            "mask": str(path),
-            "mask_sha256": entry["mask_sha256"],
-            "mask_info": files.read_json(masks.info_path(path)),
-        }
-    return row
+    def load_theta(self, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return theta_i and gamma_i of this run under the names of `like`."""
+        path = self.run.path / files.REWIND_WEIGHTS
+        return saving.match_names(mask_files.load_tensors(path, "weight"), like)

@@ -1,0 +1,159 @@
+"""The commands behind results: IMP, one-shot masks, perturbed weights, and trainings from them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from experiments import paper
+from utils import files
+
+IMP_END = 90  # percent, the last sparsity of IMP's usual schedule 10, 20, ...
+
+
+@dataclass(frozen=True)
+class Command:
+    """A shell command, the folder or file it writes, and the commands it needs the output of."""
+
+    words: tuple[str, ...]
+    output: Path
+    needs: tuple["Command", ...] = ()
+
+    @property
+    def stage(self) -> int:
+        """1, or one more than the latest stage among the commands that this one needs."""
+        return 1 + max((command.stage for command in self.needs), default=0)
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """A mask to train with or weights to start from: name in folder names, file, its command."""
+
+    name: str
+    file: Path
+    command: Command
+
+
+@dataclass
+class CommandList:
+    """The commands requested so far, each once. A method adds a command and those it needs."""
+
+    model: str  # hub name or folder of the pre-trained BERT
+    data: Path  # folder with the layout of get_data.py
+    out: Path  # folder of all output folders
+    hyperparameters: dict[str, paper.Hyperparameters]  # by task
+    names: dict[str, str]  # by task, in folder names: they show changed hyper-parameters
+    imp_end: int  # percent, the last sparsity of IMP's usual schedule
+    flags: list[str]  # appended to every training command
+    commands: dict[Path, Command] = field(default_factory=dict)  # by output
+
+    def imp(self, task: str, seed: int, end: int | None = None, rewind: int | None = 0) -> Command:
+        """Add IMP to `end` percent (None: the usual end).
+
+        It rewinds to `rewind` percent of a round (None: it does not rewind).
+        """
+        end = end or self.imp_end
+        steps, schedule = self.hyperparameters[task].steps(), sparsities(end)
+        output = self.out / self.names[task] / f"{_imp_name(rewind)}-to{end}" / f"seed{seed}"
+        script = {"squad": "squad_trans.py", "mlm": "LT_pretrain.py"}.get(task, "LT_glue.py")
+        rounds = f"--max_steps {(len(schedule) + 1) * steps} --save_steps {steps}"
+        if schedule != sparsities(IMP_END):
+            rounds += " --sparsities " + " ".join(f"{percent / 100:g}" for percent in schedule)
+        if rewind:
+            rounds += f" --rewind_steps {max(1, round(rewind / 100 * steps))}"
+        if rewind is None:
+            rounds += " --no_rewind"
+        words = ["python", "-u", script, "--output_dir", output, *self._training(task, seed)]
+        words += [*rounds.split(), "--save_total_limit", "1", *self.flags]
+        return self._add(words, output)
+
+    def ticket(self, task: str, seed: int, percent: int, rewind: int | None = 0) -> Tensors:
+        """Add the IMP run that finds the mask of `percent` on `task`; return the mask."""
+        usual = rewind == 0 and percent in sparsities(self.imp_end)
+        command = self.imp(task, seed, None if usual else percent, rewind)
+        step = len(sparsities(percent)) * self.hyperparameters[task].steps()
+        file = command.output / files.checkpoint_name(step) / files.MASK
+        name = f"{_imp_name(rewind)}-{self.names[task]}-{percent}-seed{seed}"
+        return Tensors(name, file, command)
+
+    def one_shot(self, percent: int, seed: int | None = None) -> Tensors:
+        """Add the OMP mask of theta_0 at `percent`, or a random mask if `seed` is given."""
+        method, name = "magnitude", f"omp-{percent}"
+        if seed is not None:
+            method, name = "random", f"random-{percent}-seed{seed}"
+        output = self.out / "masks" / name
+        text = "python oneshot.py --weight pre --model glue"
+        text += f" --rate {percent / 100:g} --method {method} --seed {seed or 0}"
+        words = [*text.split(), "--model_name_or_path", self.model, "--output_dir", output]
+        return Tensors(name, output / files.MASK, self._add(words, output))
+
+    def perturbed(self, mode: str, seed: int) -> Tensors:
+        """Add theta_0'': shuffled or noisy pre-trained weights."""
+        name = f"{mode}-seed{seed}"
+        output = self.out / "weights" / f"{name}.pt"
+        text = f"python pertub_weight.py --mode {mode} --seed {seed}"
+        words = [*text.split(), "--model_name_or_path", self.model, "--output", output]
+        return Tensors(name, output, self._add(words, output))
+
+    def train(
+        self, task: str, seed: int, mask: Tensors | None = None, init: Tensors | str = "pre"
+    ) -> None:
+        """Add the training of the subnetwork `mask` (None: the full network).
+
+        It starts from pre-trained (`init` "pre"), random ("rand") or given weights.
+        """
+        start, weights = (init, None) if isinstance(init, str) else ("pre", init)
+        name = f"{weights.name if weights else start}.{mask.name if mask else 'full'}"
+        output = self.out / self.names[task] / name / f"seed{seed}"
+        script = {"squad": "squad_trans.py", "mlm": "pretrain_trans.py"}.get(task, "glue_trans.py")
+        words: list[object] = ["python", "-u", script, "--dir", start]
+        words += ["--mask_dir", mask.file] if mask else []
+        words += ["--weight_pertub", weights.file] if weights else []
+        words += ["--output_dir", output, *self._training(task, seed)]
+        settings = self.hyperparameters[task]
+        if settings.by_steps:
+            words += ["--max_steps", settings.steps()]
+        else:
+            words += ["--num_train_epochs", f"{settings.epochs:g}"]
+        words += ["--save_steps", 0, "--save_total_limit", 0]  # a table needs scores, no models
+        needs = [source.command for source in (mask, weights) if source]
+        self._add([*words, *self.flags], output, *needs)
+
+    def stages(self) -> list[list[Command]]:
+        """Return the commands by stage. Those of one stage do not need each other."""
+        stages: dict[int, list[Command]] = {}
+        for command in self.commands.values():
+            stages.setdefault(command.stage, []).append(command)
+        return [stages[number] for number in sorted(stages)]
+
+    def _add(self, words: list[object], output: Path, *needs: Command) -> Command:
+        return self.commands.setdefault(output, Command(tuple(map(str, words)), output, needs))
+
+    def _training(self, task: str, seed: int) -> list[object]:
+        """Return the flags that every training command has."""
+        settings, name = self.hyperparameters[task], paper.NAMES[task]
+        rows = f"--do_lower_case --max_seq_length {settings.length}"
+        if task == "squad":
+            folder = self.data / "SQuAD"
+            data = ["--train_file", folder / "train-v1.1.json"]
+            data += ["--predict_file", folder / "dev-v1.1.json"]
+            rows += f" --doc_stride {settings.stride}"
+        elif task == "mlm":
+            folder = self.data / "pretrain_data"
+            data = ["--mlm", "--train_data_file", folder / "en.train"]
+            data += ["--eval_data_file", folder / "en.valid"]
+            rows = f"--block_size {settings.length}"
+        else:
+            data = ["--task_name", name, "--data_dir", self.data / "glue_data" / name]
+        model = ["--model_type", "bert", "--model_name_or_path", self.model]
+        text = f"--do_train --do_eval --per_gpu_train_batch_size {settings.batch_size}"
+        text += f" --learning_rate {settings.learning_rate:g} --seed {seed}"
+        return [*data, *rows.split(), *model, *text.split()]
+
+
+def sparsities(end: int) -> list[int]:
+    """Return the percents after IMP's rounds: 10, 20, ... and finally `end`."""
+    return [*range(10, end, 10), end]
+
+
+def _imp_name(rewind: int | None) -> str:
+    """Return the kind of IMP in folder names."""
+    return {0: "imp", None: "imp-norewind"}.get(rewind, f"imp-rewind{rewind}")

@@ -1,0 +1,117 @@
+"""Exported tickets: what a user of stock transformers loads, the mask, and the model card."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from results_tree import mask_info, small_mask
+from transformers import BertConfig, BertModel, BertTokenizer
+
+from experiments import export_ticket
+from utils.errors import UserError
+from utils.pruning import mask_files, masks
+from utils.pruning.origin import Origin
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "ticket", "wins"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A small BERT, 20 wide, whose matrices are those of `small_mask`."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    BertModel(
+        BertConfig(
+            vocab_size=len(WORDS),
+            hidden_size=20,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=20,
+            max_position_embeddings=16,
+        )
+    ).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    mask_files.save(
+        small_mask(0.7, 3), folder / "mask.pt", Origin.from_json(mask_info("sts-b", 0.7, 5))
+    )
+    export_ticket.main([str(folder / "mask.pt"), "--model", str(model), str(folder / "ticket")])
+    return folder / "ticket"
+
+
+def test_stock_transformers_loads_m_times_theta_0(model, exported):
+    theta = BertModel.from_pretrained(model).state_dict()
+    loaded, info = BertModel.from_pretrained(exported, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert (
+        "packed_rows" not in (exported / "config.json").read_text()
+    )  # our attention, which others do not have
+    mask = small_mask(0.7, 3)
+    for name, value in loaded.state_dict().items():
+        keep = mask.get(f"bert.{name}_mask")
+        assert torch.equal(value, theta[name] if keep is None else theta[name] * keep), name
+    assert BertTokenizer.from_pretrained(exported)("the ticket wins")["input_ids"] == [
+        2,
+        5,
+        6,
+        7,
+        3,
+    ]
+
+
+def test_the_folder_is_a_mask_for_the_scripts(exported):
+    mask = small_mask(0.7, 3)
+    shapes = {name.removesuffix(masks.SUFFIX): value.shape for name, value in mask.items()}
+    loaded = mask_files.load(exported, shapes)
+    assert masks.digest(loaded) == masks.digest(mask)
+    info = json.loads((exported / "mask.safetensors.json").read_text())
+    assert info["mask_sha256"] == masks.digest(mask) and (info["task"], info["seed"]) == (
+        "sts-b",
+        5,
+    )
+
+
+def test_the_card_says_where_the_ticket_comes_from(model, exported):
+    text = (exported / "README.md").read_text()
+    assert (
+        text.startswith("---\nlibrary_name: transformers\n")
+        and "# 70% sparse ticket of BERT, found on STS-B" in text
+    )
+    for line in (
+        f"| theta_0 | {model} |",
+        "| seed | 5 |",
+        "iterative magnitude pruning",
+        "70.0000%",
+        'BertModel.from_pretrained("ticket")',
+        "13 weight matrices",
+    ):
+        assert line in text
+
+
+def test_exporting_the_exported_changes_nothing(model, exported, tmp_path):
+    export_ticket.export(exported, str(model), tmp_path / "again")
+    for name in ("model.safetensors", "mask.safetensors", "mask.safetensors.json", "config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (exported / name).read_bytes()
+
+
+def test_a_released_float_mask_exports_without_an_origin(model, tmp_path):
+    torch.save(
+        {key: value.float() for key, value in small_mask(0.5, 1).items()}, tmp_path / "mask.pt"
+    )
+    export_ticket.export(tmp_path / "mask.pt", str(model), tmp_path / "out")
+    assert "an unrecorded method" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_failed_export_leaves_nothing(model, exported, tmp_path):
+    mask_files.save(small_mask(0.5, 1, layers=3), tmp_path / "mask.pt", Origin())
+    with pytest.raises(UserError, match="unexpected key"):
+        export_ticket.export(tmp_path / "mask.pt", str(model), tmp_path / "out")
+    assert [entry.name for entry in sorted(tmp_path.iterdir())] == ["mask.pt", "mask.pt.json"]
+    with pytest.raises(UserError, match="exists already"):
+        export_ticket.export(tmp_path / "mask.pt", str(model), exported)

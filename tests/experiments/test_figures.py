@@ -1,0 +1,159 @@
+"""Figures from synthetic results: numbers and shades as drawn, and the files written."""
+
+from pathlib import Path
+
+import pytest
+from results_tree import OMP_INFO, mask_info, row, save_mask, small_mask, trainings, write_rows
+
+from experiments import builders, figures, overlap, results
+from experiments.markup import Layout
+from utils.errors import UserError
+
+matplotlib = pytest.importorskip("matplotlib")
+
+
+def imp(task: str, sparsity: float, **more):
+    return lambda seed: mask_info(task, sparsity, seed, **more)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    """STS-B and RTE: full, IMP at 50 and 70 %, both transfers, rewound to 5 %, masks."""
+    folder = tmp_path_factory.mktemp("tree")
+    rows = trainings("sts-b", [80.0, 82.0]) + trainings("rte", [60.0, 62.0])
+    rows += trainings("sts-b", [79.0, 80.0], imp("sts-b", 0.7)) + trainings(
+        "rte", [58.0, 58.0], imp("rte", 0.7)
+    )
+    rows += trainings("sts-b", [79.5], imp("rte", 0.7)) + trainings(
+        "rte", [50.0, 51.0], imp("sts-b", 0.7)
+    )
+    rows += trainings("sts-b", [80.5, 81.5], imp("sts-b", 0.5), method="imp")
+    rewound = {"mode": "rewound", "task": "sts-b", "rewind_steps": 5, "rewind_fraction": 0.05}
+    rows += trainings(
+        "rte", [57.0], imp("sts-b", 0.7, fraction=0.05), init="rewound", init_info=rewound
+    )
+    write_rows(folder, rows)
+    for task, seed in (("sts-b", 1), ("rte", 2)):
+        save_mask(folder / task, small_mask(0.7, seed), mask_info(task, 0.7, 1))
+    save_mask(folder / "omp", small_mask(0.7, 1), OMP_INFO)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def layout() -> Layout:
+    return Layout(("sts-b", "rte"), True, None)
+
+
+def texts(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def test_figure2_draws_the_numbers_and_shades_of_the_table(tree, layout):
+    figure = figures.transfers(builders.figure2(results.read(tree), layout))
+    [axes] = figure.axes
+    assert texts(axes)[:9] == [
+        "-1.50",
+        "-10.50",
+        "1 of 2",
+        "-1.50",
+        "-3.00",
+        "2 of 2",
+        "-",
+        "-",
+        "-",
+    ]
+    shades = [matplotlib.colors.to_hex(patch.get_facecolor()) for patch in axes.patches]
+    assert shades == [figures.DARK, figures.LIGHT, figures.DARK, figures.DARK, "#ffffff", "#ffffff"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["STS-B", "RTE"]
+    figure.draw_without_rendering()
+    title, dark = figure._suptitle.get_window_extent(), axes.texts[-1].get_window_extent()
+    assert title.x1 < figure.bbox.x1 and title.y0 > dark.y1 and axes.texts[-1].get_text() == "dark"
+
+
+def test_curves_pass_through_the_means(tree, layout):
+    figure = figures.sparsities(results.read(tree), layout.tasks)
+    lines = {
+        line.get_color(): list(zip(*line.get_data(), strict=True))
+        for line in figure.axes[0].lines
+        if line.get_marker() == "o"
+    }
+    assert lines[figures.STYLES[0][0]] == [(50.0, 81.0), (70.0, 79.5)]
+    assert figure.axes[0].lines[0].get_ydata()[0] == 81.0  # the full network
+
+
+def test_curves_without_a_full_network(tmp_path):
+    write_rows(tmp_path, trainings("rte", [58.0], imp("rte", 0.7)))
+    drawn = figures.draw(tmp_path, Layout(("sts-b", "rte"), True, None), False)
+    [axes] = drawn["figure_sparsity"].axes
+    assert [
+        list(zip(*line.get_data(), strict=True)) for line in axes.lines if line.get_marker() == "o"
+    ] == [[(70.0, 58.0)]]
+
+
+def test_overlap_shows_each_pair(tree, layout):
+    found = overlap.find(tree, False, [])
+    whole, *_, with_omp = overlap.tables(found, layout)
+    shown = texts(figures.shares(whole).axes[0])
+    assert shown[0] == "-" and shown[1] == shown[3] == f"{whole.rows[0][1][1].mean:.1f}"
+    lines = figures.with_one_shot(with_omp).axes[0].lines
+    assert [(70.0, 1.0)] in [list(zip(*line.get_data(), strict=True)) for line in lines]
+
+
+def test_rewound_subnetworks_have_a_panel_per_source(tree, layout):
+    figure = figures.rewindings(builders.figure_rewind(results.read(tree), layout))
+    [axes] = figure.axes
+    points = [list(zip(*line.get_data(), strict=True)) for line in axes.lines]
+    assert axes.get_title(loc="left") == "found on STS-B" and [(0.0, -10.5), (5.0, -4.0)] in points
+
+
+def test_the_command_writes_png_and_pdf(tree, tmp_path):
+    figures.main([str(tree), "--out", str(tmp_path), "--tasks", "sts-b", "rte"])
+    names = {path.stem for path in tmp_path.glob("*.png")}
+    assert (
+        names
+        == {path.stem for path in tmp_path.glob("*.pdf")}
+        == {
+            "figure2",
+            "figure2_paper",
+            "figure_rewind",
+            "figure_sparsity",
+            "figure_overlap",
+            "overlap_by_layer",
+            "overlap_by_kind",
+            "overlap_with_omp",
+        }
+    )
+    for path in tmp_path.glob("*.png"):
+        pixels = matplotlib.image.imread(path)
+        assert pixels.shape[1] >= 500 and pixels.std() > 0.02
+
+
+def test_without_matplotlib_the_error_names_the_remedy(tree, monkeypatch):
+    monkeypatch.setattr(figures, "INSTALLED", False)
+    with pytest.raises(UserError, match=r"pip install -r requirements-figures.txt"):
+        figures.main([str(tree)])
+
+
+def test_a_figure_never_mixes_recipes(tmp_path):
+    rows = trainings("rte", [60.0], args={"learning_rate": 2e-5})
+    rows += trainings("rte", [58.0], imp("rte", 0.5), args={"learning_rate": 1e-4})
+    write_rows(tmp_path, rows)
+    with pytest.raises(UserError, match=r"RTE: --learning_rate is 2e-05 in .* and 0.0001 in"):
+        figures.main([str(tmp_path), "--tasks", "rte"])
+    (tmp_path / "results.jsonl").unlink()
+    for seed, rate in (
+        (1, 2e-5),
+        (2, 1e-4),
+    ):  # masks found by two recipes, their tickets trained by one
+        info, folder = mask_info("rte", 0.7, seed), tmp_path / str(seed)
+        write_rows(
+            folder,
+            [
+                row("rte", 60.0, seed),
+                row("rte", 50.0, seed, info),
+                row("rte", 9.0, seed, info, "imp", args={"learning_rate": rate}),
+            ],
+        )
+        save_mask(folder, small_mask(0.7, seed), info)
+    with pytest.raises(UserError, match="RTE: --learning_rate"):
+        figures.draw(tmp_path, Layout(("rte",), True, 0.5), False)

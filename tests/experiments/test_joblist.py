@@ -1,0 +1,351 @@
+"""How a list of commands runs: stages, failures, what is finished, signals, and SLURM arrays."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import joblist
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+STUB = """
+import json, pathlib, signal, sys, time
+words = dict(zip(sys.argv, sys.argv[1:]))
+folder = pathlib.Path(words["--output_dir"])
+folder.mkdir(parents=True, exist_ok=True)
+if "--wait" in sys.argv:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    (folder / "started").touch()
+    time.sleep(60)
+with open("order", "a") as file:
+    file.write(folder.name + "\\n")
+if "--fail" in sys.argv:
+    sys.exit(3)
+if sys.argv[0] == "oneshot.py":
+    (folder / "mask.pt").touch()
+else:
+    run = folder / "run.json"
+    arguments = [word for word in sys.argv[1:] if word not in ("--half", "--overwrite")]
+    found = json.loads(run.read_text())["arguments"] if run.exists() else arguments
+    if found != arguments and "--overwrite" not in sys.argv:
+        sys.exit(f"{folder} holds a run with other arguments")
+    finished = "--half" not in sys.argv
+    run.write_text(json.dumps({"arguments": arguments, "finished": finished}))
+"""
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """A folder with a stand-in for the scripts, as working directory."""
+    for name in ("train.py", "oneshot.py"):
+        (tmp_path / name).write_text(STUB)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(joblist, "STOP_SIGNALS", ())  # pytest handles its own
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    return tmp_path
+
+
+def write_list(folder: Path, *lines: str) -> Path:
+    path = folder / "list.txt"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def order(folder: Path) -> list[str]:
+    return (folder / "order").read_text().split()
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(300):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{path} does not appear")
+
+
+def test_a_list_runs_by_stages_and_continues_after_a_failure(workplace, capfd):
+    path = write_list(
+        workplace,
+        "# a note",
+        "# stage 1",
+        "python oneshot.py --output_dir o/mask",
+        "",
+        "# stage 2",
+        "python train.py --output_dir o/bad --fail",
+        "python train.py --mask o/mask/mask.pt --output_dir o/good",
+        "# stage 3",
+        "python train.py --mask o/bad/x/mask.pt --output_dir o/last",
+        "python train.py --mask o/good2/mask.pt --output_dir o/other",
+    )
+    assert joblist.main([str(path), "--jobs", "2"]) == 1
+    printed = capfd.readouterr().out
+    first, *rest = order(workplace)
+    assert first == "mask" and sorted(rest) == ["bad", "good", "other"]
+    assert "line 6 failed" in printed and "exit code 3" in printed
+    assert "line 9 not started: o/last (needs o/bad, line 6, which is not finished)" in printed
+    assert "3 done, 1 failed, 1 not started" in printed
+    assert "failed: line 6: python train.py --output_dir o/bad --fail" in printed
+    assert "o/bad --fail" in (workplace / "list.txt.logs" / "0006.log").read_text()
+
+
+def test_a_second_run_skips_what_is_finished(workplace, capfd):
+    path = write_list(
+        workplace,
+        "python oneshot.py --output_dir o/mask",
+        "python train.py --output_dir o/a",
+        "python train.py --output_dir o/b --half",
+    )
+    assert joblist.main([str(path)]) == 1  # o/b says it is not finished
+    assert "exit code 0, but o/b is not finished" in capfd.readouterr().out
+    assert joblist.main([str(path)]) == 1
+    assert "2 skipped, 1 failed" in capfd.readouterr().out
+    assert order(workplace) == ["mask", "a", "b", "b"]
+
+
+def test_similar_folder_names_are_not_confused(workplace):
+    path = write_list(
+        workplace,
+        "python train.py --output_dir o/seed1 --fail",
+        "python train.py --output_dir o/seed10",
+        "# stage 2",
+        "python train.py --mask o/seed10/mask.pt --output_dir o/c",
+    )
+    assert joblist.main([str(path)]) == 1
+    assert order(workplace) == ["seed1", "seed10", "c"]
+
+
+def test_one_command_of_a_stage(workplace, capfd):
+    path = write_list(
+        workplace,
+        "python train.py --output_dir o/a",
+        "# stage 2",
+        "python train.py --output_dir o/b",
+        "python train.py --output_dir o/c --mask o/a/mask.pt",
+    )
+    assert joblist.main([str(path), "--count"]) == 0
+    assert capfd.readouterr().out == "1 2\n"
+    assert joblist.main([str(path), "--stage", "2", "--number", "1"]) == 1  # o/a is missing
+    assert joblist.main([str(path), "--stage", "2", "--number", "0"]) == 0
+    assert order(workplace) == ["b"]
+    with pytest.raises(UserError, match="no such command"):
+        joblist.main([str(path), "--stage", "2", "--number", "2"])
+    with pytest.raises(UserError, match="no such command"):
+        joblist.main([str(path), "--number", "-1"])
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["# only notes"], "no command in it"),
+        (["python 'x"], "line 1: No closing quotation"),
+        (["a --output_dir o", "b --output_dir o"], "line 1: another line writes to o too"),
+        (["a --output_dir o", "b --output_dir=o"], "line 1: another line writes to o too"),
+    ],
+)
+def test_lists_that_cannot_run(workplace, lines, message):
+    with pytest.raises(UserError, match=message):
+        joblist.main([str(write_list(workplace, *lines))])
+
+
+def test_run_local_stops_its_commands_when_it_is_stopped(workplace):
+    path = write_list(
+        workplace,
+        "python train.py --output_dir o/slow --wait",
+        "python train.py --output_dir o/next",
+    )
+    words = ["bash", str(ROOT / "experiments" / "run_local.sh"), str(path)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    wait_for(workplace / "o" / "slow" / "started")
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=30)
+    assert process.returncode == joblist.STOPPED and "2 stopped" in printed
+    assert not (workplace / "order").exists()
+
+
+def test_run_local_names_a_missing_list(workplace):
+    words = ["bash", str(ROOT / "experiments" / "run_local.sh"), "nolist"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2 and "nolist" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "complete"), [("{", False), ("[]", False), ('{"finished": true}', True)]
+)
+def test_run_json_shows_what_is_complete(workplace, text, complete):
+    (job,) = joblist.read(write_list(workplace, "python train.py --output_dir o/mask-0.5 --seed 1"))
+    assert not job.complete()
+    (workplace / "o" / "mask-0.5").mkdir(parents=True)
+    (workplace / "o" / "mask-0.5" / "run.json").write_text(text)
+    assert job.complete() is complete
+
+
+def test_a_finished_run_of_another_list_is_left_to_its_script(workplace, capfd):
+    """The script ends at once if it is the same command; from then on the log shows it."""
+    line = "python train.py --output_dir o/a --seed 1"
+    subprocess.run(line.split(), check=True)
+    path = write_list(workplace, line)
+    assert joblist.main([str(path)]) == 0 and order(workplace) == ["a", "a"]
+    assert joblist.main([str(path)]) == 0 and order(workplace) == ["a", "a"]
+    assert "1 done" in (printed := capfd.readouterr().out) and "1 skipped" in printed
+
+
+@pytest.mark.parametrize("change", ["another command in the list", "another run in the folder"])
+def test_a_folder_with_a_run_of_other_arguments_is_left_to_the_script_to_refuse(
+    workplace, capfd, change
+):
+    lines = ["python train.py --output_dir o/a --data data1", "# stage 2"]
+    lines += ["python train.py --output_dir o/b --mask o/a/mask.pt"]
+    assert joblist.main([str(write_list(workplace, *lines)), "--stage", "1"]) == 0
+    if change == "another command in the list":
+        lines[0] = lines[0].replace("data1", "data2")
+    else:
+        other = f"{lines[0].replace('data1', 'data2')} --overwrite"
+        subprocess.run(other.split(), check=True)
+    (workplace / "order").unlink()
+    path = str(write_list(workplace, *lines))
+    capfd.readouterr()
+    assert joblist.main([path, "--stage", "2"]) == 1  # o/b does not need the mask of other data
+    expected = "line 3 not started: o/b (needs o/a, line 1, which is not finished)"
+    assert expected in capfd.readouterr().out
+    assert joblist.main([path, "--stage", "1"]) == 1
+    assert "line 1 failed" in capfd.readouterr().out and order(workplace) == ["a"]
+    log = (workplace / "list.txt.logs" / "0001.log").read_text()
+    assert "holds a run with other arguments" in log
+    assert joblist.main([path]) == 1
+    assert "1 failed, 1 not started" in capfd.readouterr().out
+
+
+OMP = {"method": "omp", "weight": "pre", "seed": 0, "model": "a/bert", "sparsity": 0.70004}
+NOISE = {"mode": "noise", "sigma": 0.02, "seed": 1, "model": "a/bert"}
+OMP_FLAGS = "--model glue --rate 0.7 --method magnitude --seed 0 --model_name_or_path a/bert"
+NOISE_FLAGS = "--mode noise --seed 1 --sigma 2e-2 --model_name_or_path a/bert"
+
+
+@pytest.mark.parametrize(
+    ("origin", "words", "message"),
+    [
+        (OMP, f"oneshot.py {OMP_FLAGS}", None),
+        (OMP, f"oneshot.py {OMP_FLAGS.replace(' 0.7', '=0.7')}", None),
+        (OMP, "oneshot.py --rate $RATE --model_name_or_path ~/bert", None),
+        (OMP, "oneshot.py --rate 0.71", "--rate 0.70004 there, 0.71 here"),
+        (OMP, "oneshot.py --rate=0.71", "--rate 0.70004 there, 0.71 here"),
+        (OMP, "oneshot.py --method random", "--method magnitude there, random here"),
+        (OMP, "oneshot.py --weight rand", "--weight pre there, rand here"),
+        (
+            OMP,
+            "oneshot.py --model_name_or_path b/bert",
+            "--model_name_or_path a/bert there, b/bert here",
+        ),
+        (OMP | {"weight": "rand"}, "oneshot.py --seed 1", "--seed 0 there, 1 here"),
+        (OMP | {"method": "random", "seed": 42}, "oneshot.py --seed 1", "--seed 42 there, 1 here"),
+        (OMP | {"method": "random", "seed": 42}, "oneshot.py --seed x", "--seed 42 there, x here"),
+        (OMP | {"method": "random", "seed": 42}, "oneshot.py --seed 042", None),
+        (None, "oneshot.py --rate 0.7", None),
+        (NOISE, f"pertub_weight.py {NOISE_FLAGS}", None),
+        (NOISE, "pertub_weight.py --mode layers", "--mode noise there, layers here"),
+        (NOISE, "pertub_weight.py --sigma 0.1", "--sigma 0.02 there, 0.1 here"),
+    ],
+)
+def test_a_mask_or_weights_made_otherwise_are_neither_used_nor_overwritten(
+    workplace, monkeypatch, capfd, origin, words, message
+):
+    monkeypatch.setenv("RATE", "0.7")
+    monkeypatch.setenv("HOME", "a")
+    file = workplace / "o" / "mask.pt"
+    file.parent.mkdir()
+    file.write_text("")
+    if origin:
+        file.with_name("mask.pt.json").write_text(json.dumps(origin))
+    output = "--output_dir o" if words.startswith("oneshot") else "--output o/mask.pt"
+    second = "python train.py --mask o/mask.pt --output_dir p"
+    path = write_list(workplace, f"python {words} {output}", "# stage 2", second)
+    assert joblist.main([str(path)]) == (1 if message else 0)
+    printed = capfd.readouterr().out
+    if message:
+        expected = f"made with other arguments: {message}; remove it or give another output"
+        assert expected in printed and "1 not started" in printed
+    else:
+        assert "line 1 skipped" in printed and order(workplace) == ["p"]
+
+
+def stand_in(folder: Path, name: str, body: str) -> None:
+    """A SLURM command that records its words in `folder`."""
+    path = folder / "bin" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f'#!/bin/sh\necho "{name} $*" >> "{folder}/slurm"\n{body}\n')
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def cluster(workplace, monkeypatch) -> Path:
+    """Commands sbatch and scontrol that only record their words, and a link to experiments/."""
+    (workplace / "experiments").symlink_to(ROOT / "experiments")
+    stand_in(workplace, "sbatch", f'echo "10$(wc -l < {workplace}/slurm)"')
+    stand_in(workplace, "scontrol", "")
+    monkeypatch.setenv("PATH", f"{workplace / 'bin'}:{os.environ['PATH']}")
+    return workplace
+
+
+ARRAY, ONE = "experiments/slurm/run_array.sbatch", "experiments/slurm/run_one.sbatch"
+
+
+def sbatch(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    command, env = ["bash", *words], os.environ | environment
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
+
+
+def test_each_stage_is_an_array_that_waits_for_the_stage_before(cluster):
+    path = write_list(
+        cluster,
+        "python train.py --output_dir o/a",
+        "python train.py --output_dir o/b",
+        "# stage 2",
+        "python train.py --output_dir o/c",
+    )
+    done = sbatch(ARRAY, str(path), "--gres=gpu:1", ARRAY_LIMIT="3")
+    assert done.stdout == "stage 1: 2 commands, job 101\nstage 2: 1 commands, job 102\n", (
+        done.stderr
+    )
+    words = f"--gres=gpu:1 {ARRAY} {path}"
+    assert (cluster / "slurm").read_text().splitlines() == [
+        f"sbatch --parsable --export=ALL,STAGE=1 --array=0-1%3 {words}",
+        f"sbatch --parsable --export=ALL,STAGE=2 --array=0-0%3 --dependency=afterany:101 {words}",
+    ]
+
+
+def test_an_array_task_runs_its_command(cluster):
+    path = write_list(
+        cluster,
+        "python train.py --output_dir o/a",
+        "# stage 2",
+        "python train.py --output_dir o/b",
+        "python train.py --output_dir o/c",
+    )
+    task = {"STAGE": "2", "SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "7"}
+    done = sbatch(ARRAY, str(path), **task)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert order(cluster) == ["c"] and not (cluster / "slurm").exists()
+
+
+def test_a_job_that_saved_a_checkpoint_is_requeued(cluster):
+    path = write_list(cluster, "python train.py --output_dir o/slow --wait")
+    task = {"STAGE": "1", "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "7"}
+    words, env = ["bash", ARRAY, str(path)], os.environ | task
+    process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True)
+    wait_for(cluster / "o" / "slow" / "started")
+    process.send_signal(signal.SIGUSR1)
+    printed, _ = process.communicate(timeout=30)
+    assert process.returncode == joblist.STOPPED and "requeueing job 7" in printed
+    assert (cluster / "slurm").read_text() == "scontrol requeue 7\n"
+
+
+def test_a_failed_job_is_not_requeued(cluster):
+    assert sbatch(ONE, "false", SLURM_JOB_ID="7").returncode == 1
+    assert not (cluster / "slurm").exists()

@@ -1,0 +1,706 @@
+"""Tables from synthetic results: every number in a cell is computed by hand here."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from results_tree import OMP_INFO, mask_info, row, save_mask, small_mask, trainings, write_rows
+
+from experiments import builders, markup, overlap, paper, results, tables
+from experiments.markup import Layout
+from experiments.results import Cell
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def layout(*tasks: str, with_paper: bool = True, sparsity: float | None = None) -> Layout:
+    return Layout(tasks or paper.TASKS, with_paper, sparsity)
+
+
+def shown(table, label: str, column: str) -> str:
+    """Return the text of a cell in the first row with this label."""
+    entries = next(entries for name, entries in table.rows if name == label)
+    return markup.show(entries[table.header.index(column) - 1], table.digits)
+
+
+def under(table, label: str) -> list[str]:
+    """Return the row of the paper below the row `label`."""
+    place = [name for name, _ in table.rows].index(label)
+    name, entries = table.rows[place + 1]
+    assert name == "  paper"
+    return [markup.show(entry, table.digits) for entry in entries]
+
+
+def built(folder: Path, *tasks: str, only: list[str] | None = None):
+    """Return the tables and the notices."""
+    made, found = tables.build(folder, layout(*tasks), only)
+    return made, found.notices
+
+
+def imp(task: str, sparsity: float, **more):
+    return lambda seed: mask_info(task, sparsity, seed, **more)
+
+
+@pytest.fixture
+def stsb(tmp_path) -> Path:
+    """STS-B with three seeds: dense, IMP at 50 %, rounds of IMP, all controls."""
+    rows = trainings("sts-b", [88.0, 88.4, 88.8])
+    rows += trainings("sts-b", [87.9, 88.1, 88.3], imp("sts-b", 0.5))
+    for sparsity, scores in (
+        (0.4, [88.5, 88.6, 88.7]),
+        (0.5, [1.0, 2.0, 3.0]),
+        (0.6, [87.9, 88.0, 88.1]),
+        (0.7, [80.0, 80.0, 80.0]),
+    ):
+        rows += trainings("sts-b", scores, imp("sts-b", sparsity), method="imp")
+    rows += trainings("sts-b", [20.0, 22.0], imp(None, 0.5, method="random"))
+    rows += trainings("sts-b", [9.0], imp("sts-b", 0.5), init="rand")
+    rows += trainings(
+        "sts-b",
+        [18.0, 20.0],
+        imp("sts-b", 0.5),
+        init="layers",
+        init_info={"mode": "layers", "seed": 1},
+    )
+    rows += trainings("sts-b", [86.0, 87.0], lambda seed: OMP_INFO | {"sparsity": 0.5})
+    write_rows(tmp_path / "sts-b" / "all", rows)
+    return tmp_path
+
+
+def test_table2_means_deviations_and_seeds(stsb):
+    table = builders.table2(results.read(stsb), layout("sts-b", "mnli"))
+    assert shown(table, "sparsity, %", "STS-B") == "50"
+    assert shown(table, "full network f(x, theta_0)", "STS-B") == "88.4 ± 0.4 (3)"
+    assert shown(table, "IMP f(x, m_IMP, theta_0)", "STS-B") == "88.1 ± 0.2 (3)"
+    assert shown(table, "random mask f(x, m_RP, theta_0)", "STS-B") == "21.0 ± 1.4 (2)"
+    assert shown(table, "random weights f(x, m_IMP, theta_0')", "STS-B") == "9.0 (1)"
+    assert shown(table, "layers shuffled f(x, m_IMP, theta_0'')", "STS-B") == "19.0 ± 1.4 (2)"
+    assert shown(table, "elements shuffled f(x, m_IMP, theta_0'')", "STS-B") == "-"
+    assert shown(table, "one-shot f(x, m_OMP, theta_0)", "STS-B") == "86.5 ± 0.7 (2)"
+    assert {markup.show(entries[1], 1) for name, entries in table.rows if "f(x" in name} == {
+        "-"
+    }  # MNLI has no run
+    assert under(table, "full network f(x, theta_0)") == ["88.4 ± 0.3", "82.4 ± 0.5"]
+    assert under(table, "elements shuffled f(x, m_IMP, theta_0'')") == ["19.6", "70.1"]
+
+
+def test_both_rules_are_printed_and_differ(stsb):
+    table = builders.table2(results.read(stsb), layout("sts-b"))
+    assert (
+        shown(table, "IMP wins by the full network's deviation", "STS-B") == "yes"
+    )  # 88.1 >= 88.4 - 0.4
+    assert shown(table, "IMP wins by the ticket's deviation", "STS-B") == "no"  # 88.1 + 0.2 < 88.4
+    assert (
+        shown(table, "sparsest winning ticket, %, by the full network's deviation", "STS-B") == "60"
+    )  # 88.0, exactly
+    assert shown(table, "sparsest winning ticket, %, by the ticket's deviation", "STS-B") == "40"
+
+
+def test_the_papers_own_tickets_under_both_rules():
+    def failing(rule: str) -> list[str]:
+        cells = {t: (builders.quoted("imp")[t], builders.quoted("full")[t]) for t in paper.TASKS}
+        return [
+            task for task, (ticket, full) in cells.items() if not builders.wins(ticket, full, rule)
+        ]
+
+    assert failing("full") == ["mrpc", "sst-2", "cola", "mlm"]
+    assert failing("ticket") == []
+    assert failing("strict") == [
+        "qqp",
+        "sts-b",
+        "qnli",
+        "mrpc",
+        "rte",
+        "sst-2",
+        "cola",
+        "squad",
+        "mlm",
+    ]
+
+
+def test_a_tie_wins_in_spite_of_float_rounding():
+    ticket, full = Cell(0.7, 0.1, 5), Cell(0.8, 0.0, 5)
+    assert ticket.mean + ticket.std < full.mean and builders.wins(ticket, full, "ticket")
+
+
+def test_one_seed_gives_a_verdict_by_the_strict_rule_only(tmp_path):
+    write_rows(
+        tmp_path,
+        [
+            *trainings("rte", [66.0]),
+            *trainings("rte", [65.0], imp("rte", 0.6)),
+            *trainings("rte", [67.0], imp("rte", 0.2), method="imp"),
+        ],
+    )
+    found = results.read(tmp_path)
+    table = builders.table2(found, layout("rte"))
+    assert shown(table, "IMP wins by the full network's deviation", "RTE") == "-"
+    assert shown(table, "sparsest winning ticket, %, by the ticket's deviation", "RTE") == "-"
+    table = builders.table4(found, layout("rte"))
+    assert shown(table, "sparsest winning ticket, %", "RTE") == "20"
+    assert shown(table, "IMP at that sparsity", "RTE") == "67.0 (1)"
+    assert under(table, "sparsest winning ticket, %") == ["50"]
+
+
+def test_table4_prints_none_if_no_ticket_reaches_the_mean(tmp_path):
+    write_rows(
+        tmp_path, trainings("rte", [66.0]) + trainings("rte", [65.0], imp("rte", 0.1), method="imp")
+    )
+    assert (
+        shown(
+            builders.table4(results.read(tmp_path), layout("rte")),
+            "sparsest winning ticket, %",
+            "RTE",
+        )
+        == "none"
+    )
+
+
+def test_separate_trainings_are_preferred_to_rounds(stsb):
+    found = results.read(stsb)
+    assert found.cell("sts-b", "IMP", 50).mean == pytest.approx(88.1)  # not the rounds' 2.0
+    assert found.cell("sts-b", "IMP", 60) == Cell(
+        pytest.approx(88.0), pytest.approx(0.1), 3, from_rounds=True
+    )
+    assert any(
+        "STS-B are those of IMP's own rounds" in note
+        for note in builders.table2(found, layout("sts-b", sparsity=60.0)).notes
+    )
+
+
+@pytest.mark.parametrize("build", [builders.table2, builders.table3])
+def test_a_note_names_the_sparsities_of_the_paper_if_they_differ(stsb, build):
+    found, message = (
+        results.read(stsb),
+        "The paper's numbers are those at its own sparsities, in %: STS-B 50, RTE 60.",
+    )
+    assert message in build(found, layout("sts-b", "rte", sparsity=70.0)).notes
+    assert (
+        message.replace("STS-B 50, ", "")
+        in build(found, layout("sts-b", "rte", sparsity=50.0)).notes
+    )
+    for silent in (layout("sts-b", "rte"), layout("sts-b", "rte", with_paper=False, sparsity=70.0)):
+        assert not [note for note in build(found, silent).notes if "own sparsities" in note]
+
+
+def test_table3_keeps_rewinding_points_and_standard_pruning_apart(tmp_path):
+    rows = trainings("mrpc", [85.0, 85.2], imp("mrpc", 0.5), method="imp")
+    rows += trainings("mrpc", [84.0, 85.0], imp("mrpc", 0.5, fraction=0.0493), method="imp")
+    rows += trainings("mrpc", [83.0, 84.0], imp("mrpc", 0.5, fraction=0.5), method="imp")
+    rows += trainings("mrpc", [86.0, 87.0], imp("mrpc", 0.5, rewind="none"), method="imp")
+    write_rows(tmp_path, rows)
+    table = builders.table3(results.read(tmp_path), layout("mrpc"))
+    got = {name: markup.show(entries[0], 1) for name, entries in table.rows}
+    assert got["rewind 0 %"] == "85.1 ± 0.1 (2)"
+    assert got["rewind 5 %"] == "84.5 ± 0.7 (2)"
+    assert got["rewind 10 %"] == got["rewind 20 %"] == "-"
+    assert got["rewind 50 %"] == "83.5 ± 0.7 (2)"
+    assert got["standard pruning"] == "86.5 ± 0.7 (2)"
+
+
+@pytest.fixture
+def transfers(tmp_path) -> Path:
+    rows = trainings("sts-b", [80.0, 82.0]) + trainings("rte", [60.0, 62.0])
+    rows += trainings("sts-b", [79.0, 80.0], imp("sts-b", 0.7)) + trainings(
+        "rte", [58.0, 58.0], imp("rte", 0.7)
+    )
+    rows += trainings("sts-b", [79.5], imp("rte", 0.7)) + trainings(
+        "rte", [50.0, 51.0], imp("sts-b", 0.7)
+    )
+    rows += trainings("rte", [59.0], lambda seed: OMP_INFO | {"sparsity": 0.7})
+    write_rows(tmp_path, rows)
+    return tmp_path
+
+
+def test_figure2_differences_dark_cells_and_counts(transfers):
+    table = builders.figure2(results.read(transfers), layout("sts-b", "rte", "cola"))
+    assert table.header == ["source \\ target", "STS-B", "RTE", "CoLA", "dark"]
+    got = {label: texts for label, *texts in table.texts(bold="**{}**")}
+    assert got["STS-B"] == ["**-1.50 ± 0.71 (2)**", "-10.50 ± 0.71 (2)", "-", "1 of 2"]
+    assert got["RTE"] == ["**-1.50 (1)**", "**-3.00 ± 0.00 (2)**", "-", "2 of 2"]
+    assert got["OMP of theta_0"] == ["-", "**-2.00 (1)**", "-", "1 of 1"]
+    assert got["CoLA"] == ["-"] * 4
+    assert "| STS-B | **-1.50 ± 0.71 (2)** | -10.50 ± 0.71 (2) | - | 1 of 2 |" in markup.markdown(
+        table
+    )
+    assert (
+        r"STS-B & \textbf{-1.50 $\pm$ 0.71 (2)} & -10.50 $\pm$ 0.71 (2) & -- & 1 of 2 \\"
+        in markup.latex(table)
+    )
+
+
+def test_the_papers_figure2_under_the_same_rule():
+    table = builders.figure2_paper(layout())
+    counts = {name: entries[-1] for name, entries in table.rows}
+    assert (
+        counts["MLM"] == "11 of 11"
+        and counts["WNLI"] == "1 of 11"
+        and counts["OMP of theta_0"] == "5 of 11"
+    )
+    assert [cell.dark for cell in dict(table.rows)["SQuAD"][:11]].count(True) == 5
+
+
+def test_transfer_of_rewound_subnetworks(tmp_path):
+    rewound = {
+        "mode": "rewound",
+        "seed": 1,
+        "task": "mlm",
+        "rewind_steps": 5,
+        "rewind_fraction": 0.05,
+    }
+    rows = trainings("rte", [60.0]) + trainings("rte", [58.0], imp("mlm", 0.7))
+    rows += trainings(
+        "rte", [57.0], imp("mlm", 0.7, fraction=0.05), init="rewound", init_info=rewound
+    )
+    not_its_own = imp("mlm", 0.7, fraction=0.2)  # theta_i of 5 % with the mask of 20 %: in no row
+    rows += trainings("rte", [11.0], not_its_own, init="rewound", init_info=rewound)
+    write_rows(tmp_path, rows)
+    table = builders.figure_rewind(results.read(tmp_path), layout("rte"))
+    got = {name: markup.show(entries[0], 2) for name, entries in table.rows}
+    assert got == {"MLM, 0 %": "-2.00 (1)", "MLM, 5 %": "-3.00 (1)"} | {
+        f"MLM, {i} %": "-" for i in (10, 20, 50)
+    }
+
+
+def test_score_against_sparsity(stsb):
+    table = builders.figure_sparsity(results.read(stsb), layout("sts-b", "rte"))
+    assert table.header == ["task, subnetwork", "0 %", "40 %", "50 %", "60 %", "70 %"]
+    got = {name: [markup.show(e, 1) for e in entries] for name, entries in table.rows}
+    assert got["STS-B, IMP"] == [
+        "88.4 ± 0.4 (3)",
+        "88.6 ± 0.1 (3)",
+        "88.1 ± 0.2 (3)",
+        "88.0 ± 0.1 (3)",
+        "80.0 ± 0.0 (3)",
+    ]
+    assert got["STS-B, random mask"][1:3] == ["-", "21.0 ± 1.4 (2)"]
+    assert not any(name.startswith("RTE") for name in got)
+
+
+def test_contradictions_are_left_out_with_a_notice_and_repetitions_count_once(tmp_path):
+    write_rows(tmp_path / "a", trainings("rte", [60.0, 62.0]))
+    write_rows(tmp_path / "b", [row("rte", 60.0, 1), row("rte", 63.5, 2)])
+    found = results.read(tmp_path)
+    assert found.full("rte") == Cell(60.0, None, 1)
+    [notice] = found.notices
+    assert "62.00" in notice and "63.50" in notice and "seed 2" in notice
+    assert all(f"{tmp_path / place / 'results.jsonl'}, line 2" in notice for place in "ab")
+
+
+def test_bad_lines_are_left_out_with_a_notice(tmp_path):
+    rows = [
+        row("rte", 60.0, 1),
+        {"task": "rte"},
+        row("rte", 1.0, 2, final=False),
+        row("rte", 2.0, 3, method="evaluate"),
+        row("rte", 3.0, 4) | {"mask": "m.pt", "sparsity": 0.5},
+    ]
+    path = write_rows(tmp_path, rows, tail='garbage\n{"task": "rt')
+    found = results.read(tmp_path)
+    assert found.full("rte") == Cell(60.0, None, 1)
+    assert [notice.removeprefix(f"{path}, ") for notice in found.notices] == [
+        "line 2: no 'method'; left out",
+        "line 6: not JSON; left out",
+        "line 7: half-written last line; left out",
+        "line 5: no origin of m.pt; in no table",
+    ]
+
+
+def test_masks_of_as_released_runs_are_kept_apart(tmp_path):
+    released = mask_info("rte", 0.6, 1, rewind="encoder") | {"as_released": True}
+    ours = mask_info("rte", 0.6, 1)
+    write_rows(
+        tmp_path, [row("rte", 60.0, 1), row("rte", 55.0, 1, ours), row("rte", 50.0, 1, released)]
+    )
+    assert results.read(tmp_path).cell("rte", "IMP", 60).mean == 55.0
+    found = results.read(tmp_path, as_released=True)
+    assert found.cell("rte", "IMP", 60).mean == 50.0 and found.full("rte").mean == 60.0
+
+
+def test_nan_scores_are_printed_and_never_win(tmp_path):
+    rows = [row("sts-b", score, seed) for seed, score in ((1, 88.0), (2, 89.0))]
+    rows += trainings("sts-b", [float("nan"), 88.0], imp("sts-b", 0.5))
+    write_rows(tmp_path, rows)
+    table = builders.table2(results.read(tmp_path), layout("sts-b"))
+    assert shown(table, "IMP f(x, m_IMP, theta_0)", "STS-B") == "nan ± nan (2)"
+    assert shown(table, "IMP wins by the full network's deviation", "STS-B") == "no"
+
+
+def test_overlap_counts_weights_kept_by_both(tmp_path):
+    a, b = small_mask(0.7, 1), small_mask(0.7, 2)
+    for task, mask in (("sts-b", a), ("rte", b)):
+        save_mask(tmp_path / task, mask, mask_info(task, 0.7, 1))
+    save_mask(tmp_path / "omp", a, OMP_INFO)
+    save_mask(
+        tmp_path / "later", b, mask_info("sts-b", 0.7, 1, fraction=0.05)
+    )  # rewound: not theta_0's
+    found = overlap.find(tmp_path, False, notices := [])
+    whole, by_layer, by_kind, with_omp = overlap.tables(found, layout("sts-b", "rte", "cola"))
+    both = sum(int((a[k] & b[k]).sum()) for k in a)
+    either = sum(int((a[k] | b[k]).sum()) for k in a)
+    assert notices == [] and whole.header == ["", "STS-B", "RTE", "OMP of theta_0"]
+    got = {name: [markup.show(e, 1) for e in entries] for name, entries in whole.rows}
+    assert got["STS-B"] == ["-", f"{100 * both / either:.1f} (1)", "100.0 (1)"]
+    keys = [k for k in a if ".layer.1." in k]
+    both, either = (
+        sum(int(op(a[k], b[k]).sum()) for k in keys) for op in (torch.logical_and, torch.logical_or)
+    )
+    assert dict(by_layer.rows)["layer 1"][0].mean == pytest.approx(100 * both / either)
+    assert [name for name, _ in by_layer.rows] == ["layer 0", "layer 1", "pooler"]
+    key = [k for k in a if k.endswith("attention.output.dense.weight_mask")]
+    both, either = (
+        sum(int(op(a[k], b[k]).sum()) for k in key) for op in (torch.logical_and, torch.logical_or)
+    )
+    assert dict(by_kind.rows)["attention output"][1].mean == pytest.approx(100 * both / either)
+    assert markup.show(dict(with_omp.rows)["70 %, cosine x 100"][0], 1) == "100.0 (1)"
+
+
+def test_overlap_of_a_task_with_itself_compares_its_seeds(tmp_path):
+    for seed in (1, 2, 3):
+        save_mask(
+            tmp_path / str(seed),
+            small_mask(0.5, 1 if seed == 3 else seed),
+            mask_info("rte", 0.5, seed),
+        )
+    found = overlap.find(tmp_path, False, [])
+    table = overlap.tables(found, layout("rte", with_paper=False, sparsity=50.0))[0]
+    cell = table.rows[0][1][0]
+    a, b = small_mask(0.5, 1), small_mask(0.5, 2)
+    both, either = (
+        sum(int(op(a[k], b[k]).sum()) for k in a) for op in (torch.logical_and, torch.logical_or)
+    )
+    other = 100 * both / either
+    assert cell.n == 3 and cell.mean == pytest.approx((100 + 2 * other) / 3)
+
+
+def test_different_masks_of_one_seed_are_left_out_with_a_notice(tmp_path):
+    for place, seed in (("a", 1), ("b", 2)):
+        save_mask(tmp_path / place, small_mask(0.7, seed), mask_info("rte", 0.7, 5))
+    found = overlap.find(tmp_path, False, notices := [])
+    assert found == [] and "different masks of rte, 70 %, seed 5" in notices[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sparsity": None}, "no 'sparsity'"),
+        ({"sparsity": "0.7"}, "'sparsity' is '0.7'"),
+        ({"task": 3}, "'task' is 3"),
+        ({"mask_sha256": [1]}, "'mask_sha256' is [1]"),
+        ({"seed": []}, "'seed' is []"),
+        ({"rewind_fraction": "x"}, "'rewind_fraction' is 'x'"),
+        ("sparsity", "no 'sparsity'"),
+        ("task", "no 'task'"),
+    ],
+)
+def test_a_mask_with_an_invalid_origin_is_left_out_with_a_notice(tmp_path, changes, message):
+    for seed in (1, 2):
+        save_mask(tmp_path / str(seed), small_mask(0.7, seed), mask_info("rte", 0.7, seed))
+    path = tmp_path / "2" / "mask.pt.json"
+    info = json.loads(path.read_text())
+    changed = (
+        {k: v for k, v in info.items() if k != changes}
+        if isinstance(changes, str)
+        else info | changes
+    )
+    path.write_text(json.dumps(changed))
+    found = overlap.find(tmp_path, False, notices := [])
+    assert [mask.seed for mask in found] == [1] and notices == [f"{path}: {message}; left out"]
+
+
+def test_a_mask_without_sparsity_stops_no_table(stsb):
+    save_mask(stsb / "mask", small_mask(0.7, 1), mask_info("sts-b", 0.7, 1))
+    path = stsb / "mask" / "mask.pt.json"
+    path.write_text(json.dumps({"mask_sha256": json.loads(path.read_text())["mask_sha256"]}))
+    done = run(str(stsb), "--tasks", "sts-b")
+    assert done.returncode == 0 and done.stderr.startswith(
+        f"warning: {path}: no 'sparsity'; left out\n"
+    )
+
+
+def test_masks_of_two_models_cannot_be_compared(tmp_path):
+    save_mask(tmp_path / "a", small_mask(0.7, 1), mask_info("rte", 0.7, 1))
+    save_mask(tmp_path / "b", small_mask(0.7, 1, layers=3), mask_info("cola", 0.7, 1))
+    with pytest.raises(UserError, match="different architectures"):
+        overlap.tables(overlap.find(tmp_path, False, []), layout("rte", "cola"))
+
+
+def run(*words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "experiments" / "tables.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_writes_markdown_csv_and_latex(stsb, tmp_path):
+    with open(stsb / "sts-b" / "all" / "results.jsonl", "a") as file:
+        file.write('{"task": "st')
+    out = tmp_path / "written"
+    done = run(str(stsb), "--out", str(out), "--tasks", "STS-B", "sst2")
+    assert done.returncode == 0, done.stderr
+    assert {
+        "table2.md",
+        "table2.csv",
+        "table2.tex",
+        "table3.md",
+        "table4.tex",
+        "figure_sparsity.csv",
+        "tables.md",
+    } <= {p.name for p in out.iterdir()}
+    assert "| IMP f(x, m_IMP, theta_0) | 88.1 ± 0.2 (3) | - |" in done.stdout
+    assert (
+        "half-written last line" in done.stderr
+        and "half-written last line" in (out / "tables.md").read_text()
+    )
+    assert (
+        r"IMP f(x, m\_IMP, theta\_0) & 88.1 $\pm$ 0.2 (3) & -- \\"
+        in (out / "table2.tex").read_text()
+    )
+    with open(out / "table2.csv", newline="") as file:
+        cells = {(r["row"], r["column"]): r for r in csv.DictReader(file)}
+    cell = cells["full network f(x, theta_0)", "STS-B"]
+    assert (float(cell["mean"]), float(cell["std"]), cell["seeds"]) == (
+        pytest.approx(88.4),
+        pytest.approx(0.4),
+        "3",
+    )
+    assert cells["full network f(x, theta_0)", "SST-2"]["text"] == "-"
+
+
+def test_no_paper_leaves_out_its_numbers(stsb, capsys):
+    tables.main(
+        [
+            str(stsb),
+            "--only",
+            "table2",
+            "figure2",
+            "--no_paper",
+            "--tasks",
+            "sts-b",
+            "--sparsity",
+            "0.6",
+        ]
+    )
+    printed = capsys.readouterr().out
+    assert "paper" not in printed and "88.0 ± 0.1 (3)" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [(["--tasks", "XY"], "'XY' is no task"), (["--sparsity", "70"], "0.7")]
+)
+def test_bad_flags_are_named(stsb, words, message):
+    with pytest.raises(UserError, match=message):
+        tables.main([str(stsb), *words])
+
+
+def test_a_folder_without_results_is_an_error_in_one_line(tmp_path):
+    done = run(str(tmp_path))
+    assert (
+        done.returncode == 2
+        and "no results.jsonl below it" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
+
+
+RECIPE = {
+    "model_name_or_path": "bert",
+    "learning_rate": 2e-5,
+    "per_gpu_train_batch_size": 16,
+    "max_seq_length": 128,
+    "gradient_accumulation_steps": 1,
+    "num_train_epochs": 3.0,
+    "max_steps": -1,
+    "fp16": False,
+    "bf16": False,
+}
+ROUNDS = RECIPE | {"max_steps": 1800, "save_steps": 180, "num_train_epochs": 30.0}
+
+
+def write_two(folder: Path, first: dict, second: dict) -> results.Results:
+    """Write two rows to the folders a and b; return the results read from both."""
+    write_rows(folder / "a" / "seed1", [first])
+    write_rows(folder / "b" / "seed1", [second])
+    return results.read(folder)
+
+
+@pytest.mark.parametrize("seed", [1, 2], ids=["same seed", "another seed"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_name_or_path": "other"}, "--model_name_or_path is bert in {a} and other in {b}"),
+        ({"learning_rate": 1e-4}, "--learning_rate is 2e-05 in {a} and 0.0001 in {b}"),
+        ({"per_gpu_train_batch_size": 8}, "is 16 in {a} and 8 in {b}"),
+        ({"gradient_accumulation_steps": 2}, "is 16 in {a} and 32 in {b}"),
+        ({"processes": 2}, "is 16 in {a} and 32 in {b}"),
+        (
+            {"num_train_epochs": 2.0},
+            "(--max_steps, --num_train_epochs) is 3 epochs in {a} and 2 epochs in {b}",
+        ),
+        (
+            {"max_steps": 90},
+            "(--max_steps, --num_train_epochs) is 3 epochs in {a} and 90 steps in {b}",
+        ),
+        ({"max_seq_length": 64}, "--max_seq_length is 128 in {a} and 64 in {b}"),
+        ({"bf16": True}, "(--fp16, --bf16, --tf32) is fp32 in {a} and bf16 in {b}"),
+        (
+            {"learning_rate": 1e-4, "model_name_or_path": "z"},
+            "--model_name_or_path is bert in {a} and z in {b}",
+        ),
+    ],
+)
+def test_two_recipes_are_refused(tmp_path, changes, message, seed):
+    found = write_two(
+        tmp_path, row("rte", 80.0, 1, args=RECIPE), row("rte", 20.0, seed, args=RECIPE | changes)
+    )
+    with pytest.raises(UserError) as error:
+        found.full("rte")
+    expected = message.format(a=tmp_path / "a" / "seed1", b=tmp_path / "b" / "seed1")
+    assert (
+        str(error.value).startswith("RTE: ")
+        and expected in str(error.value)
+        and "runs/NAME" in str(error.value)
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "seed": 2,
+            "output_dir": "o",
+            "mask_dir": "m",
+            "cache_dir": "c",
+            "threads": 2,
+            "logging_steps": 0,
+            "save_steps": 0,
+            "save_total_limit": 0,
+            "data_dir": "d",
+            "overwrite_cache": True,
+            "init": "rand",
+            "weight_pertub": "w",
+        },
+        {"model_name_or_path": "./bert/"},
+        {"tf32": False, "compile": True, "fp16": None, "num_train_epochs": 3},
+        {"per_gpu_train_batch_size": 4, "gradient_accumulation_steps": 2, "processes": 2},
+    ],
+)
+def test_rows_of_one_recipe_are_averaged_whatever_else_differs(tmp_path, changes):
+    found = write_two(
+        tmp_path, row("rte", 80.0, 1, args=RECIPE), row("rte", 60.0, 2, args=RECIPE | changes)
+    )
+    assert found.full("rte").mean == 70.0
+
+
+def test_rows_without_arguments_agree_with_every_recipe(tmp_path):
+    found = write_two(
+        tmp_path, row("rte", 80.0, 1, args=RECIPE | {"bf16": True}), row("rte", 60.0, 2, args=None)
+    )
+    assert found.full("rte").mean == 70.0
+    found = write_two(tmp_path, row("rte", 80.0, 1, args=RECIPE), row("rte", 60.0, 1, args=None))
+    assert found.full("rte") is None and "contradiction" in found.notices[0]
+
+
+def test_a_ticket_is_not_compared_with_the_full_network_of_another_recipe(tmp_path):
+    ticket = row("rte", 80.0, 1, mask_info("rte", 0.6, 1), args=RECIPE | {"learning_rate": 1e-4})
+    found = write_two(tmp_path, row("rte", 80.0, 1, args=RECIPE), ticket)
+    assert found.full("rte").mean == 80.0
+    with pytest.raises(UserError, match="RTE: --learning_rate"):
+        found.cell("rte", "IMP", 60)
+
+
+def test_recipes_may_differ_between_tasks_and_in_rows_of_no_table(tmp_path):
+    other = RECIPE | {"learning_rate": 1e-4}
+    found = write_two(tmp_path, row("rte", 80.0, 1, args=RECIPE), row("cola", 20.0, 1, args=other))
+    assert (found.full("rte").mean, found.full("cola").mean) == (80.0, 20.0)
+    write_two(
+        tmp_path, row("rte", 80.0, 1, args=RECIPE), row("rte", 20.0, 2, init="rand", args=other)
+    )  # dense theta_0'
+    assert tables.build(tmp_path, layout("rte"), None, False)[1].notices == []
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({}, None),  # epochs, whose steps the row does not tell
+        ({"max_steps": 180}, None),
+        ({"max_steps": 720}, "is 720 steps in .*/a/seed1 and 180 steps in .*/b/seed1"),
+        (
+            {"learning_rate": 1e-4},
+            "--learning_rate is 0.0001 in .*/a/seed1 and 2e-05 in .*/b/seed1",
+        ),
+    ],
+)
+def test_rounds_of_imp_beside_trainings(tmp_path, training, message):
+    ticket = row(
+        "rte", 60.0, 1, mask_info("rte", 0.6, 1), method="imp", args=ROUNDS, step=1260, round=7
+    )
+    found = write_two(tmp_path, row("rte", 80.0, 1, args=RECIPE | training), ticket)
+    assert found.full("rte").mean == 80.0
+    if message is None:
+        assert found.cell("rte", "IMP", 60).mean == 60.0
+    else:
+        with pytest.raises(UserError, match=message):
+            found.cell("rte", "IMP", 60)
+
+
+def test_rounds_of_two_lengths_are_refused_but_not_two_numbers_of_rounds(tmp_path):
+    def ticket(seed: int, steps: int, rounds: int) -> dict:
+        arguments = RECIPE | {"max_steps": rounds * steps, "save_steps": steps}
+        return row(
+            "rte",
+            60.0,
+            seed,
+            mask_info("rte", 0.6, seed),
+            "imp",
+            args=arguments,
+            step=7 * steps,
+            round=7,
+        )
+
+    assert write_two(tmp_path, ticket(1, 180, 10), ticket(2, 180, 7)).cell("rte", "IMP", 60).n == 2
+    with pytest.raises(
+        UserError, match=r"--save_steps of IMP.* is 180 steps in .* and 90 steps in"
+    ):
+        write_two(tmp_path, ticket(1, 180, 10), ticket(2, 90, 20)).cell("rte", "IMP", 60)
+
+
+def test_overlap_of_masks_found_by_two_recipes_is_refused(tmp_path):
+    for place, seed, rate in (("a", 1, 2e-5), ("b", 2, 1e-4)):
+        info, arguments = mask_info("rte", 0.7, seed), ROUNDS | {"learning_rate": rate}
+        save_mask(tmp_path / place / "checkpoint-1260", small_mask(0.7, seed), info)
+        write_rows(
+            tmp_path / place,
+            [row("rte", 50.0, seed, info, "imp", args=arguments, step=1440, round=8)],
+        )
+    with pytest.raises(UserError, match="RTE: --learning_rate is 2e-05"):
+        tables.build(tmp_path, layout("rte"), ["figure_overlap"], False)
+    assert built(tmp_path, "cola", only=["figure_overlap"]) == ([], [])
+    for mask in tmp_path.rglob("mask.pt"):
+        mask.unlink()
+    assert built(tmp_path, "rte", only=["figure_overlap"]) == ([], [])
+
+
+def committed(folder: Path, *names: str) -> Path:
+    """Copy folders of docs/results."""
+    for name in names:
+        shutil.copytree(ROOT / "docs" / "results" / name, folder / name)
+    return folder
+
+
+def test_the_command_refuses_two_precisions_in_one_line(tmp_path):
+    done = run(str(committed(tmp_path, "float32", "mrpc")), "--tasks", "mrpc")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert f"is fp32 in {tmp_path / 'float32'} and bf16 in {tmp_path / 'mrpc'}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "names", [("float32",), ("mlm",), ("mrpc",), ("quickstart",), ("squad",), ("sts-b", "mrpc")]
+)
+def test_the_committed_rows_of_one_recipe_make_tables(tmp_path, names):
+    made, notices = built(committed(tmp_path, *names))
+    assert {table.name for table in made} >= {"table2", "table4"}
+    assert all("'score' is None" in notice for notice in notices)

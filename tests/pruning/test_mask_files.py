@@ -1,0 +1,225 @@
+"""Mask files: written whole with their origin, read without running code, and checked."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.numpy import save_file
+from small_models import QUERY, equal, tiny_model
+
+from utils import files
+from utils.errors import UserError
+from utils.files import read_json
+from utils.pruning import criteria, mask_files, masks
+from utils.pruning.origin import Origin, read_origin
+
+
+@pytest.fixture
+def shapes():
+    return masks.shapes(tiny_model())
+
+
+@pytest.fixture
+def mask(shapes):
+    return criteria.random(shapes, 0.5, seed=1)
+
+
+def saved(tmp_path, content, name="mask.pt"):
+    torch.save(content, tmp_path / name)
+    return tmp_path / name
+
+
+def test_a_mask_is_saved_as_bool_with_its_origin_beside_it_and_loads_again(tmp_path, mask, shapes):
+    sha256 = mask_files.save(
+        {key: m.float() for key, m in mask.items()},
+        tmp_path / "deep" / "mask.pt",
+        Origin(method="random"),
+    )
+    written = torch.load(tmp_path / "deep" / "mask.pt", weights_only=True)
+    assert equal(written, mask) and all(m.dtype == torch.bool for m in written.values())
+    origin = {"method": "random", "task": None, "mask_sha256": sha256}
+    origin["sparsity"] = round(masks.sparsity(mask), 9)
+    assert read_json(tmp_path / "deep" / "mask.pt.json") == origin
+    assert read_origin(tmp_path / "deep" / "mask.pt") == Origin(**origin)
+    assert sha256 == masks.digest(mask_files.load(tmp_path / "deep" / "mask.pt", shapes))
+    assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["mask.pt", "mask.pt.json"]
+
+
+def test_the_same_mask_gives_the_same_bytes(tmp_path, mask):
+    for name in ("one", "other"):
+        mask_files.save(mask, tmp_path / name / "mask.pt", Origin())
+    assert (tmp_path / "one/mask.pt").read_bytes() == (tmp_path / "other/mask.pt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.float32, torch.float16, torch.int64, torch.uint8, torch.float64]
+)
+def test_masks_of_any_number_type_load_as_bool(tmp_path, mask, shapes, dtype):
+    path = saved(tmp_path, {key: m.to(dtype) for key, m in reversed(mask.items())})
+    assert equal(mask_files.load(path, shapes), mask)
+    assert masks.digest({key: m.to(dtype) for key, m in mask.items()}) == masks.digest(mask)
+
+
+def test_different_masks_have_different_digests(mask):
+    other = {**mask, QUERY: ~mask[QUERY]}
+    moved = {**mask, QUERY: mask[QUERY].flip(0)}
+    turned = {**mask, QUERY: mask[QUERY].reshape(-1, 2)}
+    assert len({masks.digest(m) for m in (mask, other, moved, turned)}) == 4
+
+
+class Exploit:
+    def __reduce__(self):
+        return (Path.touch, (Path("executed"),))
+
+
+def with_value(value):
+    def corrupt(mask):
+        changed = mask[QUERY].float()
+        changed[1, 2] = value
+        return {**mask, QUERY: changed}
+
+    return corrupt
+
+
+@pytest.mark.parametrize(
+    ("corrupt", "message"),
+    [
+        (
+            lambda m: {k: v for k, v in m.items() if k != QUERY},
+            f"key {QUERY} is missing \\(1 in all\\)",
+        ),
+        (
+            lambda m: {**m, "bert.encoder.layer.2.weight_mask": m[QUERY]},
+            "unexpected key bert.encoder.layer.2.weight_mask",
+        ),
+        (
+            lambda m: {**m, QUERY: m[QUERY][:-1]},
+            f"{QUERY} has shape \\(7, 8\\), this model needs \\(8, 8\\)",
+        ),
+        (with_value(0.5), f"{QUERY} holds 0.5 at entry 10; a mask holds 0 and 1 only"),
+        (with_value(2), f"{QUERY} holds 2.0 at entry 10"),
+        (with_value(-1), f"{QUERY} holds -1.0 at entry 10"),
+        (with_value(float("nan")), f"{QUERY} holds nan at entry 10"),
+        (lambda m: {}, "holds a dict of tensors"),
+        (lambda m: list(m.values()), "holds a dict of tensors, this one holds list"),
+        (lambda m: m[QUERY], "holds a dict of tensors, this one holds Tensor"),
+        (lambda m: {**m, "epoch": 3}, "key 'epoch' does not name a tensor"),
+        (lambda m: {**m, 7: m[QUERY]}, "key 7 does not name a tensor"),
+        (lambda m: {**m, QUERY: Exploit()}, "not a mask file of tensors only; refused"),
+    ],
+    ids=[
+        "missing",
+        "unexpected",
+        "shape",
+        "half",
+        "two",
+        "minus one",
+        "nan",
+        "empty dict",
+        "list",
+        "tensor",
+        "number",
+        "number as key",
+        "pickle that runs code",
+    ],
+)
+def test_a_wrong_mask_file_is_refused_with_file_and_key(
+    tmp_path, monkeypatch, mask, shapes, corrupt, message
+):
+    monkeypatch.chdir(tmp_path)
+    path = saved(tmp_path, corrupt(mask))
+    with pytest.raises(UserError, match=message) as error:
+        mask_files.load(path, shapes)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda whole: None, "no such mask file"),
+        (lambda whole: b"", "the mask file is empty"),
+        (lambda whole: whole[: len(whole) // 2], "truncated or corrupt"),
+        (lambda whole: whole[:-1], "truncated or corrupt"),
+        (lambda whole: whole[:20], "corrupt|refused"),
+        (lambda whole: b"round 1: 10 %\n", "refused|corrupt"),
+        (lambda whole: pickle.dumps(Exploit()), "refused|corrupt"),
+    ],
+    ids=[
+        "absent",
+        "empty",
+        "half",
+        "last byte gone",
+        "20 bytes",
+        "text",
+        "bare pickle that runs code",
+    ],
+)
+def test_a_corrupt_mask_file_is_refused(tmp_path, monkeypatch, mask, shapes, content, message):
+    monkeypatch.chdir(tmp_path)
+    path = saved(tmp_path, mask)
+    changed = content(path.read_bytes())
+    path.unlink() if changed is None else path.write_bytes(changed)
+    with pytest.raises(UserError, match=message) as error:
+        mask_files.load(path, shapes)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+    assert "weights_only" not in str(error.value) and not (tmp_path / "executed").exists()
+
+
+def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch, mask):
+    mask_files.save(mask, tmp_path / "mask.pt", Origin())
+    before = (tmp_path / "mask.pt").read_bytes()
+
+    def interrupt(content, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        mask_files.save({key: ~m for key, m in mask.items()}, tmp_path / "mask.pt", Origin())
+    assert (tmp_path / "mask.pt").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mask.pt", "mask.pt.json"]
+
+
+# ---- packed masks
+
+
+def test_a_packed_mask_takes_one_bit_per_weight(tmp_path):
+    shape = (768, 3071)  # not a multiple of eight
+    mask = {
+        "a.weight_mask": torch.rand(shape) > 0.7,
+        "b.weight_mask": torch.ones(3, 3, dtype=torch.bool),
+    }
+    mask_files.pack_mask(mask, tmp_path / "m.safetensors")
+    assert (tmp_path / "m.safetensors").stat().st_size < 768 * 3071 / 8 + 1000
+    read = mask_files.unpack_mask(tmp_path / "m.safetensors")
+    assert read.keys() == mask.keys() and all(torch.equal(read[key], mask[key]) for key in mask)
+
+
+@pytest.mark.parametrize(
+    ("size", "metadata", "message"),
+    [
+        (2, {"shapes": '{"k": [3, 3]}'}, "not a packed mask"),
+        (2, {mask_files.SHAPES: "{"}, "corrupt .bit_packed_shapes"),
+        (2, {mask_files.SHAPES: "{}"}, "key k"),
+        (2, {mask_files.SHAPES: '{"k": [3, 3], "l": [1]}'}, "key l"),
+        (1, {mask_files.SHAPES: '{"k": [3, 3]}'}, "2 bytes"),
+        (2, {mask_files.SHAPES: '{"k": [3, -3]}'}, "invalid shape"),
+        (2, {mask_files.SHAPES: '{"k": [3, 3]}'}, "after its last weight"),
+    ],
+)
+def test_corrupt_packed_masks_are_refused(tmp_path, size, metadata, message):
+    path = tmp_path / "m.safetensors"
+    save_file({"k": torch.full((size,), 255, dtype=torch.uint8).numpy()}, path, metadata=metadata)
+    with pytest.raises(UserError, match=message) as caught:
+        mask_files.unpack_mask(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a file of tensors"])
+def test_files_other_than_safetensors_are_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / files.PACKED_MASK).write_bytes(content)
+    with pytest.raises(UserError, match=r"mask\.safetensors"):
+        mask_files.unpack_mask(tmp_path)

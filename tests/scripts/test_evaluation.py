@@ -1,0 +1,79 @@
+"""Evaluation without training: a saved subnetwork, a masked model, every checkpoint of a run."""
+
+import shutil
+
+import glue_runs
+import launch
+import pytest
+from glue_runs import evaluation
+from launch import done, results
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return glue_runs.make_data(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The output folder of a finished run with ten rounds; copy it before changing it."""
+    return glue_runs.find_nine_tickets(tmp_path_factory)[0]
+
+
+def test_a_saved_subnetwork_evaluates_to_its_recorded_score(data, finished, tmp_path):
+    model, out = finished / "checkpoint-24", tmp_path / "out"
+    flags = evaluation(data, out, "--dir", "pre", model=model)
+    before = sorted(p.name for p in model.iterdir())
+    done("glue_trans.py", *flags)
+    done("glue_trans.py", *flags)  # adds a row, replaces none
+    rows, expected = results(out), results(finished)[5]
+    assert [row["metrics"] for row in rows] == [expected["metrics"]] * 2
+    assert {row["method"] for row in rows} == {"evaluate"}
+    assert sorted(p.name for p in model.iterdir()) == before
+    assert not list(out.glob("*.safetensors"))
+
+
+def test_evaluation_with_a_mask_scores_the_masked_model(data, finished, tmp_path):
+    flags = evaluation(data, tmp_path / "out", "--dir", "pre")
+    done("glue_trans.py", *flags)
+    done("glue_trans.py", *flags, "--mask_dir", finished / "checkpoint-36" / "mask.pt")
+    dense, masked = results(tmp_path / "out")
+    assert (dense["sparsity"], round(masked["sparsity"], 3)) == (0.0, 0.9)
+    assert dense["metrics"] != masked["metrics"]
+
+
+def test_each_checkpoint_of_a_run_is_evaluated_on_request(data, finished):
+    before = (finished / "results.jsonl").read_text()
+    out = done("LT_glue.py", *evaluation(data, finished, "--eval_all_checkpoints"))
+    rows = results(finished)
+    (finished / "results.jsonl").write_text(before)
+    trained, added = rows[:10], rows[10:]
+    assert [row["step"] for row in added] == [4 * k for k in range(1, 11)]
+    for old, new in zip(trained, added, strict=True):
+        assert new["metrics"] == pytest.approx(old["metrics"], abs=1e-12)
+        assert new["sparsity"] == old["sparsity"]
+        assert new["mask_sha256"] == old["mask_sha256"]
+    assert len(out.splitlines()) == 12
+
+
+def test_checkpoints_of_another_task_or_without_models_are_refused(data, finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "rounds")
+    flags = evaluation(data, folder, "--dir", "pre", "--eval_all_checkpoints")
+    for checkpoint in folder.glob("checkpoint-*"):
+        file = checkpoint / "model.safetensors"
+        weights = load_file(file)
+        save_file({name: w for name, w in weights.items() if "classifier" not in name}, file)
+    before = (folder / "results.jsonl").read_text()
+
+    def assert_refused(reason):
+        ended = launch.run("glue_trans.py", *flags)
+        (line,) = ended.errors()
+        assert ended.code == 2 and reason in line
+        assert (folder / "results.jsonl").read_text() == before
+
+    name = "checkpoint-4: classifier.bias is missing; this checkpoint belongs to another task"
+    assert_refused(name)
+    for config in folder.glob("checkpoint-*/config.json"):
+        config.unlink()
+    assert_refused("has kept its model")

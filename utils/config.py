@@ -1,0 +1,278 @@
+"""Every flag, declared once: frozen dataclasses, one per group; utils/cli.py parses them."""
+
+import dataclasses
+import operator
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from utils.errors import UserError
+
+SAVE_STEPS_OF_IMP = "optimizer steps of one IMP round; left out, a tenth of the run"
+SAVE_STEPS_OF_TRAINING = "optimizer steps between two saved models; left out or 0: the last only"
+THREADS = os.cpu_count() or 1
+
+
+def flag(default: Any, text: str, *, bounds: str = "", **options: Any) -> Any:
+    """Declare a dataclass field as a flag of the same name.
+
+    `default`: `...` makes the flag required. `bounds`: as in "> 0" or ">= 1", joined by commas.
+    `options`: those of argparse, and `aliases` and `negation`, other names of the flag.
+    """
+    metadata = {"help": text, "bounds": bounds, "options": options}
+    return dataclasses.field(
+        default=dataclasses.MISSING if default is ... else default, metadata=metadata
+    )
+
+
+def defaults(**values: Any) -> Any:
+    """Declare a group of flags in a script's config with other defaults.
+
+    A value may also be a pair (default, help).
+    """
+    return dataclasses.field(metadata={"defaults": values})
+
+
+def check_bounds(config: Any) -> None:
+    """Raise UserError for the first flag of a config dataclass outside its bounds."""
+    compare = {">": operator.gt, ">=": operator.ge, "<": operator.lt}
+    for field in dataclasses.fields(config):
+        value, bounds = getattr(config, field.name), field.metadata.get("bounds")
+        if not bounds or value is None:
+            continue
+        limits = [part.split() for part in bounds.split(",")]
+        if not all(compare[sign](value, float(limit)) for sign, limit in limits):
+            raise UserError(f"--{field.name} {value} must be a number {bounds}")
+
+
+def flag_values(config: Any) -> dict[str, Any]:
+    """Return the value of every flag in a config, groups included, by name."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        values |= flag_values(value) if dataclasses.is_dataclass(value) else {field.name: value}
+    return dict(sorted(values.items()))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Model."""
+
+    model_type: str = flag("bert", "the architecture; the paper's is BERT", choices=["bert"])
+    model_name_or_path: str | None = flag(
+        "bert-base-uncased", "hub name or local folder of the pre-trained BERT"
+    )
+    config_name: str | None = flag(None, "hub name or folder of another configuration")
+    tokenizer_name: str | None = flag(None, "hub name or folder of another vocabulary")
+    cache_dir: str | None = flag(None, "folder for downloaded models and for feature caches")
+
+    @property
+    def config_source(self) -> str:
+        """Hub name or folder of the configuration."""
+        return self._source(self.config_name)
+
+    @property
+    def tokenizer_source(self) -> str:
+        """Hub name or folder of the vocabulary."""
+        return self._source(self.tokenizer_name)
+
+    def _source(self, name: str | None) -> str:
+        source = name or self.model_name_or_path
+        if source is None:
+            raise UserError(
+                "give --model_name_or_path, or --config_name and --tokenizer_name to start from "
+                "random weights"
+            )
+        return source
+
+
+@dataclass(frozen=True)
+class GlueConfig:
+    """GLUE data."""
+
+    task_name: str = flag(
+        ..., "CoLA, MNLI, MNLI-MM, MRPC, QNLI, QQP, RTE, SST-2, STS-B or WNLI, in any case"
+    )
+    data_dir: str = flag(..., "folder with the task's files as GLUE names them, such as train.tsv")
+    max_seq_length: int = flag(128, "maximum WordPieces of a row, [CLS] and [SEP] included")
+    do_lower_case: bool = flag(False, "lower-case the text, as uncased models need")
+
+
+@dataclass(frozen=True)
+class SquadConfig:
+    """SQuAD data."""
+
+    train_file: str | None = flag(None, "SQuAD JSON to train on")
+    predict_file: str | None = flag(None, "SQuAD JSON to evaluate on")
+    max_seq_length: int = flag(384, "maximum WordPieces of a window, question included")
+    doc_stride: int = flag(128, "WordPieces between the starts of two windows of one context")
+    max_query_length: int = flag(64, "maximum WordPieces of a question; the rest is truncated")
+    do_lower_case: bool = flag(False, "lower-case the text, as uncased models need")
+    n_best_size: int = flag(20, "answers in the n-best list, and logits considered", bounds=">= 1")
+    max_answer_length: int = flag(30, "maximum WordPieces of an answer", bounds=">= 1")
+    version_2_with_negative: bool = flag(False, "SQuAD 2.0: some questions have no answer")
+    null_score_diff_threshold: float = flag(
+        0.0, "SQuAD 2.0: predict no answer if its score exceeds the best answer's by more than this"
+    )
+    verbose_logging: bool = flag(
+        False, "report answers widened to whole words and questions without a valid answer"
+    )
+    threads: int = flag(THREADS, "threads of the tokenizer (ours: all cores)", bounds=">= 1")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Text for masked language modelling."""
+
+    train_data_file: str | None = flag(None, "UTF-8 text to train on, of any size")
+    eval_data_file: str | None = flag(None, "UTF-8 text to evaluate on")
+    mlm: bool = flag(False, "masked language modelling, the only objective here; must be given")
+    mlm_probability: float = flag(0.15, "fraction of the tokens to predict", bounds="> 0, < 1")
+    block_size: int | None = flag(
+        None, "WordPieces of a block, [CLS] and [SEP] included; left out, 512 or what the model has"
+    )
+    line_by_line: bool = flag(False, "make each line a row instead of cutting blocks of a stream")
+    threads: int = flag(THREADS, "threads of the tokenizer (ours: all cores)", bounds=">= 1")
+
+    def __post_init__(self) -> None:
+        if not self.mlm:
+            raise UserError("BERT is trained on masked language modelling: give --mlm")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Training and evaluation (defaults: Table 1)."""
+
+    do_train: bool = flag(False, "train")
+    do_eval: bool = flag(False, "evaluate the trained model, or without --do_train the model given")
+    evaluate_during_training: bool = flag(
+        False, "with --do_eval: evaluate every --logging_steps steps as well"
+    )
+    eval_all_checkpoints: bool = flag(
+        False, "evaluate every model saved in --output_dir; in training, when it is saved"
+    )
+    per_gpu_train_batch_size: int = flag(32, "training rows of a batch, per process", bounds=">= 1")
+    per_gpu_eval_batch_size: int = flag(
+        8,
+        "rows of an MLM evaluation batch with --as_released; others are sized by tokens",
+        bounds=">= 1",
+    )
+    gradient_accumulation_steps: int = flag(1, "batches of an optimizer step", bounds=">= 1")
+    learning_rate: float = flag(
+        2e-5, "initial learning rate of AdamW, decaying linearly to zero", bounds="> 0, < inf"
+    )
+    weight_decay: float = flag(
+        0.0, "AdamW's weight decay, not applied to biases and LayerNorm", bounds=">= 0"
+    )
+    adam_epsilon: float = flag(1e-8, "AdamW's epsilon", bounds="> 0, < inf")
+    max_grad_norm: float = flag(1.0, "norm to which gradients are clipped", bounds="> 0, < inf")
+    warmup_steps: int = flag(0, "optimizer steps of linear warm-up", bounds=">= 0")
+    num_train_epochs: float = flag(
+        3.0,
+        "passes over the training data, in all rounds together; with accumulation, whole optimizer "
+        "steps only",
+        bounds="> 0, < inf",
+    )
+    max_steps: int = flag(
+        -1,
+        "if positive, the total number of optimizer steps instead of --num_train_epochs; IMP uses "
+        "the whole rounds that fit",
+    )
+    logging_steps: int = flag(
+        500, "optimizer steps between two logged points (ours; 0: none)", bounds=">= 0"
+    )
+    save_steps: int | None = flag(None, SAVE_STEPS_OF_IMP, bounds=">= 0")
+    save_total_limit: int | None = flag(
+        None,
+        "keep the models of only so many checkpoints (0: none); masks stay",
+        bounds=">= 0",
+    )
+    seed: int = flag(42, "seed of every random draw (ours: 42)", bounds=f">= 0, < {2**63}")
+    no_cuda: bool = flag(False, "stay on the CPU")
+    fp16: bool = flag(False, "mixed precision with float16 and loss scaling (GPU)")
+    bf16: bool = flag(False, "mixed precision with bfloat16 (ours)")
+    tf32: bool = flag(False, "float32 matrix products in TensorFloat-32 (GPU; ours)")
+    compile: bool = flag(
+        False,
+        "compile the encoder layers, which takes a minute, and on one GPU capture CUDA graphs: for "
+        "long runs (ours)",
+        negation="--no_compile",
+    )
+    as_released: bool = flag(
+        False, "follow the released code where it differs from the paper (docs/fidelity.md)"
+    )
+    local_rank: int = flag(-1, "set by torchrun; do not set it", aliases=["--local-rank"])
+
+    def __post_init__(self) -> None:
+        if not (self.do_train or self.do_eval):
+            raise UserError("nothing to do: give --do_train, --do_eval or both")
+        if self.fp16 and self.bf16:
+            raise UserError("--fp16 and --bf16 exclude each other; give one")
+
+    @property
+    def precision(self) -> str:
+        """Autocast precision: "fp32", "fp16" or "bf16"."""
+        return "fp16" if self.fp16 else "bf16" if self.bf16 else "fp32"
+
+
+@dataclass(frozen=True)
+class ImpConfig:
+    """Iterative magnitude pruning (Algorithm 1)."""
+
+    sparsities: tuple[float, ...] | None = flag(
+        None, "sparsities after the rounds, instead of 0.1 0.2 ... 0.9", nargs="+", metavar="S"
+    )
+    rewind_steps: int = flag(0, "i: rewind to the weights after i steps of training (theta_i)")
+    no_rewind: bool = flag(
+        False, "standard pruning: continue from each round's final weights (Table 3)"
+    )
+
+    def __post_init__(self) -> None:
+        if self.no_rewind and self.rewind_steps:
+            raise UserError("--no_rewind and --rewind_steps exclude each other; give one")
+
+
+@dataclass(frozen=True)
+class SubnetworkConfig:
+    """Subnetwork."""
+
+    dir: str | None = flag(
+        ..., "start from the pre-trained weights, or draw them by --seed", choices=["pre", "rand"]
+    )
+    mask_dir: str | None = flag(
+        None, "mask file (or exported ticket) of the subnetwork; left out, the dense model"
+    )
+    weight_pertub: str | None = flag(
+        None, "file of encoder weights to start from, such as pertub_weight.py writes"
+    )
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """Output and resuming."""
+
+    output_dir: str = flag(..., "folder for everything that this run writes")
+    overwrite_output_dir: bool = flag(
+        False,
+        "replace another or a finished run in --output_dir; an unfinished run of this command "
+        "resumes all the same",
+    )
+    overwrite_cache: bool = flag(False, "rebuild the feature caches")
+    should_continue: bool = flag(False, "fail if this command is unfinished and has no checkpoint")
+    restart: bool = flag(False, "start from scratch even if a checkpoint exists")
+    checkpoint_minutes: float = flag(
+        10.0, "minutes between two checkpoints to resume from (ours)", bounds=">= 0"
+    )
+
+    def __post_init__(self) -> None:
+        if self.should_continue and self.restart:
+            raise UserError("--should_continue and --restart exclude each other; give one")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The groups of flags that every training script has."""
+
+    model: ModelConfig
+    training: TrainingConfig
+    output: OutputConfig

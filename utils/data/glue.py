@@ -1,0 +1,211 @@
+"""Read the TSV files of the GLUE tasks and tokenize their rows."""
+
+import codecs
+import contextlib
+import difflib
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from transformers import BertTokenizer
+
+from utils import files
+from utils.data.rows import LabelledRows, Rows, plain_tokenizer
+from utils.errors import UserError
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+CHUNK = 8192  # texts tokenized at a time: the tokenizer's own objects take kilobytes each
+
+_FILES = {"train": "train.tsv", "dev": "dev.tsv"}
+_MATCHED, _MISMATCHED = {"dev": "dev_matched.tsv"}, {"dev_mismatched": "dev_mismatched.tsv"}
+_BINARY = ("0", "1")
+_ENTAILMENT = ("entailment", "not_entailment")
+_MNLI = ("contradiction", "entailment", "neutral")
+
+
+@dataclass(frozen=True)
+class GlueSpec:
+    """A GLUE task: its columns, its files, and its classes in the order of the released code."""
+
+    name: str
+    labels: tuple[str, ...] | None  # None: the label is a score (regression)
+    text_a: str = "sentence1"
+    text_b: str | None = "sentence2"
+    label: str = "label"
+    header: tuple[str, ...] | None = None  # columns of files without a header line
+    files: Mapping[str, str] = field(default_factory=lambda: _FILES)  # split -> file name
+    torn: bool = False  # the public files have a few rows with too few columns, to be left out
+
+    @property
+    def num_labels(self) -> int:
+        """Number of outputs of the head: the classes, or 1 for regression."""
+        return 1 if self.labels is None else len(self.labels)
+
+
+_ALL = (
+    GlueSpec("cola", _BINARY, "sentence", None, header=("source", "label", "mark", "sentence")),
+    GlueSpec("mnli", _MNLI, label="gold_label", files=_FILES | _MATCHED | _MISMATCHED),
+    GlueSpec("mnli-mm", _MNLI, label="gold_label", files={"train": "train.tsv"} | _MISMATCHED),
+    GlueSpec("mrpc", _BINARY, "#1 String", "#2 String", "Quality"),
+    GlueSpec("sst-2", _BINARY, "sentence", None),
+    GlueSpec("sts-b", None, label="score"),
+    GlueSpec("qqp", _BINARY, "question1", "question2", "is_duplicate", torn=True),
+    GlueSpec("qnli", _ENTAILMENT, "question", "sentence"),
+    GlueSpec("rte", _ENTAILMENT),
+    GlueSpec("wnli", _BINARY),
+)
+SPECS = {spec.name: spec for spec in _ALL}
+
+
+@dataclass
+class GlueExamples:
+    """The n rows of a file: texts, and labels as class numbers int64 [n] or scores float32 [n]."""
+
+    text_a: list[str]
+    text_b: list[str] | None
+    labels: np.ndarray
+
+
+def find_spec(task_name: str) -> GlueSpec:
+    """Return the task of this name in any case (STS-B, sst-2). Raises UserError if unknown."""
+    if task_name.lower() in SPECS:
+        return SPECS[task_name.lower()]
+    near = difflib.get_close_matches(task_name.lower(), SPECS, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}? " if near else ""
+    names = ", ".join(SPECS)
+    raise UserError(f"--task_name {task_name}: no such GLUE task; {hint}(one of {names})")
+
+
+def load(
+    spec: GlueSpec, data_dir: Path, split: str, tokenizer: BertTokenizer, max_length: int
+) -> LabelledRows:
+    """Return the rows of a split (a key of `spec.files`), of at most `max_length` tokens.
+
+    Raises UserError if the file is missing or malformed.
+    """
+    expected = f"--data_dir must hold {' and '.join(spec.files.values())} of {spec.name}"
+    if not data_dir.is_dir():
+        raise UserError(f"{data_dir}: no such folder; {expected}")
+    path = data_dir / spec.files[split]
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {expected}")
+    examples = read_examples(spec, path)
+    return LabelledRows(features(examples, tokenizer, max_length), examples.labels)
+
+
+def read_examples(spec: GlueSpec, path: Path) -> GlueExamples:
+    """Return the rows of a TSV file; a quote is a plain character and only a newline ends a row.
+
+    A warning lists the torn rows of QQP. Raises UserError that names the file, the first malformed
+    row (its line, from 1) and the remedy.
+    """
+    lines = enumerate(_read_lines(path), 1)
+    header = list(spec.header or next(lines)[1].split("\t"))
+    columns = [name for name in (spec.label, spec.text_a, spec.text_b) if name]
+    for name in columns:
+        if name not in header:
+            missing = f"the header has no column {name!r} ({spec.name} needs it)"
+            raise UserError(f"{path} row 1: {missing}, only {', '.join(map(repr, header))[:200]}")
+    needed = [header.index(name) for name in columns]
+    rows: list[list[str]] = []  # only the needed texts: MNLI has long columns without use
+    labels: list[float] = []
+    torn: list[int] = []
+    wrong: dict[int, int] = {}  # columns of a row with too few or too many
+    for number, line in lines:
+        cells = line.split("\t")
+        if len(cells) == len(header):
+            label, *texts = (cells[column] for column in needed)
+            labels.append(_parse_label(spec, label, f"{path} row {number}"))
+            rows.append(texts)
+        elif spec.torn and len(cells) < len(header):
+            torn.append(number)
+        else:
+            wrong[number] = len(cells)
+    if wrong:
+        number, width = next(iter(wrong.items()))
+        numbers = ", ".join(map(str, list(wrong)[:50]))
+        others = f" ({len(wrong)} such rows: {numbers})" if len(wrong) > 1 else ""
+        what = f"{width} columns instead of {len(header)}{others}"
+        raise UserError(f"{path} row {number}: {what}; fix or delete it")
+    if not rows:
+        raise UserError(f"{path}: no rows below the header; {spec.name} needs at least one")
+    if torn:
+        what = "rows with too few columns are left out, as the released code does"
+        files.warn(f"{path}: {what}: {', '.join(map(str, torn))}")
+    text_a, *text_b = (list(texts) for texts in zip(*rows, strict=True))
+    values = np.array(labels, dtype=np.float32 if spec.labels is None else np.int64)
+    return GlueExamples(text_a, text_b[0] if text_b else None, values)
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Return the lines of a UTF-8 file without byte-order mark, line ends and blank last lines."""
+    try:
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        text = content.decode()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        row, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
+        raise UserError(f"{path} row {row}: not UTF-8 (byte 0x{byte:02x}); convert it") from None
+    # splitlines() would also split at vertical tabs and at U+0085
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    while lines and not lines[-1].strip(" "):
+        lines.pop()
+    if not lines:
+        raise UserError(f"{path}: the file is empty; download it again")
+    return lines
+
+
+def _parse_label(spec: GlueSpec, text: str, where: str) -> float:
+    """Return the class number or the score, which must be finite in float32, the loss's type."""
+    if spec.labels is None:
+        with contextlib.suppress(ValueError):
+            if abs(float(text)) <= FLOAT32_MAX:
+                return float(text)
+    elif text in spec.labels:
+        return spec.labels.index(text)
+    wanted = f"one of {', '.join(spec.labels)}" if spec.labels else "a finite number"
+    raise UserError(f"{where}: {spec.label} is {text[:60]!r}, must be {wanted}")
+
+
+def features(examples: GlueExamples, tokenizer: BertTokenizer, max_length: int) -> Rows:
+    """Return [CLS] a [SEP], or [CLS] a [SEP] b [SEP] with token types 0 and 1, for each example.
+
+    A row has at most `max_length` tokens. Raises UserError if `max_length` leaves no room for text.
+    """
+    texts_a, texts_b = examples.text_a, examples.text_b
+    room = max_length - (2 if texts_b is None else 3)
+    if room < 1:
+        raise UserError(f"--max_seq_length {max_length}: no room for text between special tokens")
+    plain = plain_tokenizer(tokenizer)
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+
+    def word_pieces(texts: list[str]) -> list[list[int]]:
+        return [one.ids for one in plain.encode_batch_fast(texts, add_special_tokens=False)]
+
+    ids: list[np.ndarray] = []
+    sizes: list[int] = []  # tokens of each row's two segments; the second may be empty
+    for start in range(0, len(texts_a), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        all_a = word_pieces(texts_a[chunk])
+        all_b = [[]] * len(all_a) if texts_b is None else word_pieces(texts_b[chunk])
+        segments: list[list[int]] = []
+        for a, b in zip(all_a, all_b, strict=True):
+            keep_a, keep_b = longest_first(len(a), len(b), room)
+            segments.append([cls, *a[:keep_a], sep])
+            segments.append([] if texts_b is None else [*b[:keep_b], sep])
+        ids.append(np.fromiter(itertools.chain.from_iterable(segments), dtype=np.int32))
+        sizes.extend(map(len, segments))
+    types = np.repeat(np.tile(np.array([0, 1], dtype=np.uint8), len(sizes) // 2), sizes)
+    return Rows(np.concatenate(ids), types, np.concatenate([[0], np.cumsum(sizes)[1::2]]))
+
+
+def longest_first(length_a: int, length_b: int, room: int) -> tuple[int, int]:
+    """Return how many tokens of two texts fit into `room` if the longer text always loses its last.
+
+    If both are equally long, the second loses, as in the 2020 code: room for 13 is 7 and 6.
+    """
+    keep_a = min(length_a, max(room - length_b, (room + 1) // 2))
+    return keep_a, min(length_b, room - keep_a)

@@ -1,0 +1,282 @@
+"""A text of any size as blocks of WordPieces, read from a memory-mapped cache beside the text."""
+
+import contextlib
+import errno
+import functools
+import glob
+import hashlib
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+from transformers import BertTokenizer
+
+from utils import files
+from utils.data.rows import Rows, plain_tokenizer
+from utils.errors import UserError
+
+PIECE_BYTES = 1 << 15  # of text tokenized at once; larger pieces are not faster
+LONGEST_PIECE = 4 << 20  # of text without a break; a byte takes up to 450 bytes of memory
+# BERT's tokenizer never joins what these separate. A vertical tab, for example, it drops instead.
+WORD_BREAKS = (b" ", b"\n", b"\r", b"\t")
+LINE_BREAKS = (b"\n", b"\r")
+
+CACHE_NAME = "{text}.{tokenizer}.{mode}.ids"  # mode: stream or lines
+HEADER_BYTES = 4096  # JSON with spaces up to here; then the ids; then, 8-byte aligned, the starts
+_SAMPLE_BYTES = 1 << 16
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_warn_once = functools.cache(files.warn)
+
+Arrays = tuple[np.ndarray, np.ndarray | None]  # ids and starts, as in Blocks
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Rows of at most `block_size` WordPieces with [CLS] and [SEP], read from the cache on demand.
+
+    ids: WordPiece ids of the whole text without special tokens, uint16 or int32 [WordPieces].
+    starts: None for one stream, which is cut into full blocks; else int64 [lines + 1], line r is
+    ids[starts[r]:starts[r + 1]], truncated to the block when it is read.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray | None
+    block_size: int
+    cls_id: int
+    sep_id: int
+
+    def __len__(self) -> int:
+        if self.starts is None:
+            return len(self.ids) // (self.block_size - 2)
+        return len(self.starts) - 1
+
+    def gather(self, indices: np.ndarray) -> Rows:
+        """Return the blocks `indices`, int64 [n], as n rows in memory. Raises IndexError."""
+        indices = np.asarray(indices, dtype=np.int64)
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"blocks {indices.min()} to {indices.max()} of {len(self)}")
+        body = self.block_size - 2
+        if self.starts is None:
+            first, last = indices * body, (indices + 1) * body
+        else:
+            first = self.starts[indices]
+            last = np.minimum(self.starts[indices + 1], first + body)
+        starts = np.concatenate([[0], np.cumsum(last - first + 2)])
+        ids = np.empty(starts[-1], dtype=np.int32)
+        ids[starts[:-1]], ids[starts[1:] - 1] = self.cls_id, self.sep_id
+        for row, (a, b) in enumerate(zip(first, last, strict=True)):
+            ids[starts[row] + 1 : starts[row + 1] - 1] = self.ids[a:b]
+        return Rows(ids, np.zeros(len(ids), dtype=np.uint8), starts)
+
+
+@dataclass
+class Text:
+    """A UTF-8 text and how it becomes WordPieces: as one stream, or each non-blank line alone.
+
+    `identity` holds what a cache must have been built from, as JSON values. Raises UserError if the
+    text is missing or empty.
+    """
+
+    path: Path
+    tokenizer: BertTokenizer
+    line_by_line: bool = False
+    threads: int = os.cpu_count() or 1
+
+    def __post_init__(self) -> None:
+        self._plain = plain_tokenizer(self.tokenizer)
+        special = str(self._plain.encode_special_tokens)
+        largest = max(self._plain.get_vocab(with_added_tokens=True).values())
+        self.identity: dict[str, Any] = {
+            "format": 1,
+            "text": self.state(),
+            "tokenizer": _digest(self._plain.to_str().encode(), special.encode()),
+            "by_lines": self.line_by_line,
+            "dtype": "uint16" if largest < 1 << 16 else "int32",
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return size, modification time and a digest of three samples: what detects an edit."""
+        if not self.path.is_file():
+            remedy = "--train_data_file and --eval_data_file name texts"
+            raise UserError(f"{self.path}: no such text file; {remedy}")
+        found = self.path.stat()
+        if found.st_size == 0:
+            raise UserError(f"{self.path}: is empty; give a text")
+        samples = []
+        with self.path.open("rb") as file:
+            for start in (0, found.st_size // 2, max(0, found.st_size - _SAMPLE_BYTES)):
+                file.seek(start)
+                samples.append(file.read(_SAMPLE_BYTES))
+        digest = _digest(*samples)
+        return {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns, "samples": digest}
+
+    def tokenize(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield (bytes, WordPiece ids, WordPieces of each line) of the text's pieces in order."""
+        breaks = LINE_BREAKS if self.line_by_line else WORD_BREAKS
+        with self.path.open("rb") as file, ThreadPoolExecutor(self.threads) as pool:
+            pieces = cut_pieces(file, breaks)
+            while group := list(itertools.islice(pieces, 4 * self.threads)):  # bounds the memory
+                yield from pool.map(self._encode, group)
+
+    def _encode(self, piece: tuple[int, bytes]) -> tuple[int, np.ndarray, np.ndarray]:
+        start, content = piece
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            where = f"byte {start + error.start} (counted from 0)"
+            raise UserError(f"{self.path}: {where} is not UTF-8; convert the text") from error
+        texts = [text]
+        if self.line_by_line:
+            texts = [line for line in text.splitlines() if line.strip()]
+        encodings = self._plain.encode_batch_fast(texts, add_special_tokens=False)
+        ids = np.array([i for each in encodings for i in each.ids], dtype=self.identity["dtype"])
+        lengths = [len(each) for each in encodings] if self.line_by_line else []
+        return len(content), ids, np.array(lengths, dtype=np.int64)
+
+
+def cut_pieces(file: BinaryIO, breaks: tuple[bytes, ...]) -> Iterator[tuple[int, bytes]]:
+    """Yield (first byte, content) of pieces of about PIECE_BYTES, each cut behind one of `breaks`.
+
+    Raises UserError if more than LONGEST_PIECE bytes have no break.
+    """
+    start, piece = 0, b""
+    while block := file.read(PIECE_BYTES):
+        piece += block
+        cut = 1 + max(piece.rfind(each) for each in breaks)
+        if cut:
+            yield start, piece[:cut]
+            start, piece = start + cut, piece[cut:]
+        elif len(piece) > LONGEST_PIECE:
+            kind = "space" if b" " in breaks else "line break"
+            where = f"in {len(piece)} bytes from byte {start}"
+            raise UserError(f"{file.name}: no {kind} {where}; put line breaks into the text")
+    if piece:
+        yield start, piece
+
+
+def load_blocks(
+    text: Text, block_size: int, cache_dir: str | Path | None = None, overwrite_cache: bool = False
+) -> Blocks:
+    """Return the blocks of a text, cut as the released code cuts them (Table 1: block size 512).
+
+    A stream becomes blocks of `block_size` - 2 WordPieces (at least 1) within [CLS] and [SEP]; the
+    last incomplete block is dropped. With `line_by_line`, each line that is not blank is a row.
+    One cache in `cache_dir`, or beside the text, serves all block sizes; of several jobs, one
+    builds it. Raises UserError if the text is not UTF-8, too short or without breaks, or if the
+    disk is full.
+    """
+    mode, tokenizer = "lines" if text.line_by_line else "stream", text.identity["tokenizer"][:8]
+    folder = Path(cache_dir or text.path.parent)
+    cache = folder / CACHE_NAME.format(text=text.path.name, tokenizer=tokenizer, mode=mode)
+    found = cache.exists() and not overwrite_cache
+    arrays = _map(cache, text.identity) if found else None
+    if arrays is None:
+        if found:
+            files.warn(f"{cache}: corrupt, or of an earlier version of the text; rebuilding it")
+        try:
+            arrays = _build(text, cache, overwrite_cache)
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
+            what = f"{Path(error.filename).parent}: no space for the WordPieces of {text.path}"
+            remedy = "free some, or name another folder with --cache_dir"
+            raise UserError(f"{what}; {remedy}") from error
+    ids, starts = arrays
+    cls_id, sep_id = text.tokenizer.cls_token_id, text.tokenizer.sep_token_id
+    blocks = Blocks(ids, starts, block_size, cls_id, sep_id)
+    if len(blocks) == 0:
+        what = f"fewer than one block of --block_size {block_size} without [CLS] and [SEP]"
+        remedy = "give a longer text or a smaller --block_size"
+        raise UserError(f"{text.path}: has {len(ids)} WordPieces, {what}; {remedy}")
+    return blocks
+
+
+def _map(cache: Path, identity: dict[str, Any]) -> Arrays | None:
+    """Memory-map a cache; None if it is missing, corrupt or not of `identity`."""
+    try:
+        with cache.open("rb") as file:
+            header = json.loads(file.read(HEADER_BYTES))
+        if header["identity"] != identity:
+            return None
+        ids = np.memmap(cache, identity["dtype"], "r", HEADER_BYTES, (header["ids"],))
+        starts_at = HEADER_BYTES + ids.nbytes + -ids.nbytes % 8
+        starts = np.memmap(cache, np.int64, "r", starts_at, (header["lines"] + 1,))
+        if cache.stat().st_size != starts_at + starts.nbytes:
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return ids, starts if identity["by_lines"] else None
+
+
+def _build(text: Text, cache: Path, overwrite: bool) -> Arrays:
+    """Build the cache, or one for this run in a temporary folder, unless another job does first."""
+    with contextlib.ExitStack() as stack:
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_lock(cache))
+        except OSError as error:
+            reason = f"cannot be written ({error.strerror})"
+            what = "texts are tokenized into a temporary folder, for this run only"
+            _warn_once(f"{cache.parent}: {reason}; {what}; name another with --cache_dir")
+            temporary = tempfile.TemporaryDirectory(prefix="wordpieces-")
+            cache = Path(stack.enter_context(temporary)) / cache.name
+        arrays = None if overwrite else _map(cache, text.identity)
+        if arrays is None:
+            for leftover in cache.parent.glob(f".{glob.escape(cache.name)}.*.tmp"):
+                leftover.unlink()  # of a killed build
+            with files.atomic_file(cache) as partial, partial.open("wb") as file:
+                _write(text, file)
+            arrays = _map(cache, text.identity)  # the mapping outlives a temporary folder
+    assert arrays is not None
+    return arrays
+
+
+@contextlib.contextmanager
+def _lock(cache: Path) -> Iterator[None]:
+    """Let one job at a time build `cache`."""
+    lock = FileLock(cache.with_name(f".{cache.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        files.warn(f"{cache}: waiting for another job that tokenizes this text")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # a waiting FileLock notices
+        lock.release()
+
+
+def _write(text: Text, file: BinaryIO) -> None:
+    total, ids_count, starts = text.identity["text"]["bytes"], 0, [np.zeros(1, dtype=np.int64)]
+    file.seek(HEADER_BYTES)
+    name = f"tokenizing {text.path.name}"
+    with tqdm(total=total, desc=name, unit="B", unit_scale=True, leave=False, delay=1) as bar:
+        for size, ids, lengths in text.tokenize():
+            file.write(ids.tobytes())
+            starts.append(ids_count + np.cumsum(lengths, dtype=np.int64))
+            ids_count += len(ids)
+            bar.update(size)
+    if text.state() != text.identity["text"]:
+        raise UserError(f"{text.path}: changed during reading; rerun when it is complete")
+    file.write(bytes(-file.tell() % 8))
+    for array in starts:
+        file.write(array.tobytes())
+    lines = sum(map(len, starts)) - 1
+    header = {"identity": text.identity, "ids": ids_count, "lines": lines, "complete": 1}
+    file.seek(0)
+    file.write(json.dumps(header).encode().ljust(HEADER_BYTES))
+
+
+def _digest(*parts: bytes) -> str:
+    digests = (hashlib.sha256(part).digest() for part in parts)
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""BERT models on packed sequences."""

@@ -1,0 +1,77 @@
+"""Models and weights on disk: Hugging Face folders, and files of encoder weights."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import BertTokenizer, PreTrainedModel
+
+from utils.errors import UserError
+from utils.modeling.bert import BertTaskModel
+from utils.pruning import mask_files, masks
+from utils.pruning.origin import Origin, read_origin, write_origin
+
+Weights = dict[str, torch.Tensor]
+
+
+def save_pretrained(model: PreTrainedModel, tokenizer: BertTokenizer, folder: Path) -> None:
+    """Write m * weights, configuration and vocabulary as a Hugging Face folder.
+
+    `model` is a task model, or an encoder (BertModel) alone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = type(model.config).from_dict(model.config.to_dict())
+    classes = type(model).__mro__
+    config.architectures = [next(c.__name__ for c in classes if "transformers" in c.__module__)]
+    config.save_pretrained(folder)
+    save_file(masks.dense_state(model), folder / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save_pretrained(folder)
+    ids = tokenizer.get_vocab()
+    text = "".join(f"{word}\n" for word in sorted(ids, key=ids.__getitem__))
+    (folder / "vocab.txt").write_text(text, encoding="utf-8")
+
+
+def save_weights(weights: Weights, path: Path, origin: Origin) -> None:
+    """Write weights under their plain names, and their origin beside them; each file atomically."""
+    plain = {
+        name.replace("weight_orig", "weight"): value.detach().cpu().contiguous()
+        for name, value in weights.items()
+    }
+    mask_files.save_tensors(plain, path)
+    write_origin(path, origin)
+
+
+def match_names(weights: Weights, like: Weights) -> Weights:
+    """Rename plain names to those of `like`, which calls a masked matrix weight_orig."""
+    return {name: weights[name.replace("weight_orig", "weight")] for name in like}
+
+
+def perturb(model: BertTaskModel, path: str | None, init: str) -> tuple[str, Origin | None]:
+    """Set the encoder to the weights in `path`, if given; return their name and origin.
+
+    The file is written by pertub_weight.py, or holds theta_i of an IMP run. Weights that it lacks
+    (embeddings, LayerNorm) stay those of `init`; the name shows it if that is "rand".
+    Raises UserError that names file and key if a prunable weight is missing, or if a weight has a
+    wrong shape or is not finite.
+    """
+    if path is None:
+        return init, None
+    content = mask_files.load_tensors(Path(path), "weight")
+    values = {name.removesuffix("_orig"): value for name, value in content.items()}
+    needed = [f"{name}.weight" for name in masks.prunable(model)]
+    if missing := [name for name in needed if name not in values]:
+        problem = f"weight {missing[0]} is missing ({len(missing)} in all)"
+        raise UserError(f"{path}: {problem}; not the weights of this encoder")
+    for name, parameter in model.named_parameters():
+        if name not in values or not name.startswith("bert."):
+            continue
+        shape, own = tuple(values[name].shape), tuple(parameter.shape)
+        if shape != own:
+            problem = f"{name} has shape {shape}, this model needs {own}"
+            raise UserError(f"{path}: {problem}; the weights belong to another architecture")
+        if not torch.isfinite(values[name]).all():
+            raise UserError(f"{path}: {name} holds NaN or infinite values; write the file again")
+        parameter.data.copy_(values[name])
+    origin = read_origin(Path(path))
+    mode = (origin and origin.mode) or "perturbed"
+    return (mode if init == "pre" else f"{init}+{mode}"), origin

@@ -1,0 +1,32 @@
+"""What a run prints: lines beside the progress bar, durations and tables."""
+
+import sys
+
+from tqdm import tqdm
+
+from utils.training import distributed
+
+
+def say(line: str) -> None:
+    """Print one line to stdout without tearing the progress bar; only rank 0 prints."""
+    if distributed.rank() == 0:
+        with tqdm.external_write_mode(file=sys.stdout):
+            print(line, flush=True)
+
+
+def format_duration(seconds: float) -> str:
+    """Return seconds as "45 s", "12 min" or "3 h 05 min"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a plain table with columns as wide as they need."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in [header, *rows]
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

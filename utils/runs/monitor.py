@@ -1,0 +1,175 @@
+"""Between two optimizer steps: progress, logging, evaluations, checkpoints and stop signals."""
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from utils.errors import UserError
+from utils.pruning import masks
+from utils.runs.evaluation import Evaluator
+from utils.runs.losses import LossReader
+from utils.runs.signals import RESUME_EXIT_CODE, Preempted, handled_by
+from utils.training import distributed, order
+from utils.training.trainer import Trainer
+
+LOG_FILE_SECONDS = 10  # between two updates of the progress bar in a log file
+GPU_READ_EVERY = 50  # steps between two reads of the losses on a GPU; a read waits for the device
+
+
+class Monitor:
+    """Follows the optimizer steps of a run, `total_steps` in all its rounds; a context manager.
+
+    `periodic` holds pairs (n, call): `call(step)` runs every n global steps; never if n is 0.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        evaluator: Evaluator,
+        total_steps: int,
+        periodic: Sequence[tuple[int, Callable[[int], Any]]],
+    ) -> None:
+        experiment = evaluator.experiment
+        logging_steps = experiment.config.training.logging_steps
+        self.trainer, self.run, self.events = trainer, evaluator.run, evaluator.events
+        self.runtime = experiment.runtime
+        self._periodic = [(logging_steps, self._log), *periodic]
+        self._checkpoint_seconds = 60 * experiment.config.output.checkpoint_minutes
+        self._losses = LossReader(logging_steps, skips_steps=trainer.scaler.is_enabled())
+        self._learning_rate = 0.0  # of the last step
+        self._total = total_steps
+        self._round = self._offset = 0
+        self._step = self._skipped = 0  # global steps done, and those done by earlier processes
+        self._started = self._saved_at = time.monotonic()
+        self._signal: int | None = None
+        self._identity: dict[str, str] = {}
+        self._handlers = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        self._bar = tqdm(
+            total=self._total,
+            unit="step",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            leave=False,
+            mininterval=0.1 if sys.stderr.isatty() else LOG_FILE_SECONDS,
+            disable=not self.runtime.is_main,
+        )
+        self._handlers.enter_context(handled_by(self._on_signal))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        self._handlers.close()
+        self.events.close()
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._signal = number
+
+    def begin_round(self, round_: int, offset: int, start: int) -> None:
+        """Count the steps of `round_`: its step 0 is global step `offset`, step `start` is next."""
+        self._round, self._offset = round_, offset
+        self._skipped += offset + start - self._step
+        self._bar.n = self._step = offset + start
+        self._bar.initial = self._skipped  # the pace is that of this process
+        self._bar.set_description(f"round {round_ + 1}", refresh=True)
+
+    def after_step(
+        self,
+        step: int,
+        learning_rate: float,
+        loss: torch.Tensor,
+        grad_norm: torch.Tensor,
+        batches: list[np.ndarray],
+    ) -> None:
+        """Handle the end of step `step` of the round (from 1), trained on the rows in `batches`."""
+        self._losses.add(step, loss, grad_norm, batches)
+        self._learning_rate, self._step = learning_rate, self._offset + step
+        calls = [call for every, call in self._periodic if every > 0 and self._step % every == 0]
+        due = time.monotonic() - self._saved_at > self._checkpoint_seconds
+        save, stop = distributed.any_of(self.runtime, due, self._signal is not None)
+        on_cpu = self.runtime.device.type == "cpu"
+        if calls or save or stop or on_cpu or self._losses.unread >= GPU_READ_EVERY:
+            self.read_losses()
+        self._bar.update()
+        for call in calls:
+            call(self._step)
+            self.trainer.model.train()
+        if save or stop:
+            self.save_checkpoint(self._round, step)
+        if stop:
+            self._stop()
+
+    def read_losses(self) -> None:
+        """Read the losses since the last read. Raises LossNotFinite naming step and rows."""
+        self.run.check_held()
+        if self._losses.unread:
+            self._losses.read(self._round)
+            self._bar.set_postfix(loss=f"{self._losses.last:.4f}", refresh=False)
+
+    def _log(self, step: int) -> None:
+        self.events.scalar("lr", self._learning_rate, step)
+        self.events.scalar("loss", self._losses.mean, step)
+
+    def save_checkpoint(self, round_: int, step: int) -> None:
+        """Save everything needed to resume after step `step` of `round_`."""
+        self.read_losses()
+        generators = distributed.gather(order.generator_state())
+        position = {"round": round_, "step": step, "generators": generators}
+        self.run.save_checkpoint({**position, **self._identity, **self.trainer.state()})
+        distributed.wait_for_main()
+        self._saved_at = time.monotonic()
+
+    def resume(self) -> tuple[int, int] | None:
+        """Restore the last checkpoint; return its round and step, None to start from scratch.
+
+        Call it before the first step. Raises UserError if the model, the mask or the training data
+        are not those that the run began with.
+        """
+        self._identity = {
+            "began_with": masks.state_digest(self.trainer.model),
+            "data": self.trainer.task.data_digest(),
+        }
+        content = self.run.load_checkpoint()
+        position = None if content is None else (content["round"], content["step"])
+        distributed.check_same(str(position), "checkpoint to resume from")
+        if content is None or position is None:
+            return None
+        what = {"began_with": "weights or another mask", "data": "training data"}
+        for key, digest in self._identity.items():
+            if content.get(key, digest) != digest:  # checkpoints of early versions have no identity
+                raise UserError(
+                    f"{self.run.path}: this run began with other {what[key]} than the same flags "
+                    "give now; restore those files (or library versions), or give --restart to "
+                    "start from scratch"
+                )
+        self.trainer.load_state(content)
+        generators = content["generators"]
+        order.set_generator_state(generators[self.runtime.rank % len(generators)])
+        return position
+
+    def stop_if_asked(self) -> None:
+        """End the process if a signal came; call it when a checkpoint has just been saved."""
+        if distributed.any_of(self.runtime, self._signal is not None)[0]:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self.runtime.is_main:
+            other = "a signal to another process"
+            name = other if self._signal is None else signal.Signals(self._signal).name
+            saved = f"checkpoint saved in {self.run.path}; the same command resumes from here"
+            tqdm.write(f"{name}: {saved}", file=sys.stderr)
+        raise Preempted(RESUME_EXIT_CODE)
+
+    def time_left(self) -> float:
+        """Return the seconds to the end at the pace of this process, evaluations included."""
+        done = self._step - self._skipped
+        return (self._total - self._step) * (time.monotonic() - self._started) / max(1, done)

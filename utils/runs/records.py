@@ -1,0 +1,127 @@
+"""The rows of results.jsonl: one schema, one writer, one reader."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from utils import files
+from utils.pruning.origin import Origin
+
+_REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "task": str,
+    "method": str,
+    "init": str,
+    "sparsity": (int, float),
+    "seed": int,
+    "score": (int, float, type(None)),
+}
+
+
+@dataclass(frozen=True)
+class MaskInfo:
+    """The mask of the subnetwork that a record scores; the default describes the dense model."""
+
+    sparsity: float = 0.0
+    mask: str | None = None  # file
+    mask_sha256: str | None = None
+    mask_info: Origin | None = None
+
+
+DENSE = MaskInfo()
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """One evaluation. Scores are percent points, metrics are as the task computes them."""
+
+    task: str
+    method: str  # "imp" (a round of IMP), "train" (a fine-tuning) or "evaluate"
+    init: str  # initial weights: "pre", "rand" or the mode of the perturbation
+    seed: int
+    sparsity: float  # of the mask that the subnetwork is trained and scored with
+    score: float | None  # None if it is not defined, as the correlation of constant outputs
+    script: str = ""
+    init_info: Origin | None = None
+    mask: str | None = None
+    mask_sha256: str | None = None
+    mask_info: Origin | None = None
+    step: int = 0
+    round: int | None = None
+    final: bool = True  # the end of a training or of a round
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    device: str = "cpu"
+    wall_seconds: float = 0.0
+
+    @classmethod
+    def from_json(cls, content: Any) -> "EvaluationRecord":
+        """Return the record that a JSON value holds. Raises ValueError that says what is wrong."""
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+        for key, kind in _REQUIRED.items():
+            if key not in content:
+                raise ValueError(f"no {key!r}")
+            if not isinstance(content[key], kind) or isinstance(content[key], bool):
+                raise ValueError(f"{key!r} is {content[key]!r}")
+        for key in ("mask_info", "init_info", "args"):
+            if not isinstance(content.get(key), dict | None):
+                raise ValueError(f"{key!r} is {content[key]!r}")
+        known = {f.name for f in dataclasses.fields(cls)}
+        values = {key: value for key, value in content.items() if key in known}
+        origins = {key: Origin.from_json(content.get(key)) for key in ("mask_info", "init_info")}
+        return cls(**{**values, **origins, "args": current_names(content.get("args") or {})})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as JSON values."""
+        row = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for key in ("mask_info", "init_info"):
+            row[key] = row[key] and row[key].to_json()
+        return row
+
+    @property
+    def mask_description(self) -> MaskInfo:
+        """The mask fields of this record."""
+        return MaskInfo(self.sparsity, self.mask, self.mask_sha256, self.mask_info)
+
+
+def current_names(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Rename recorded arguments to today's flags; earlier versions stored --dir as "init"."""
+    if "init" not in arguments:
+        return arguments
+    return {("dir" if key == "init" else key): value for key, value in arguments.items()}
+
+
+def append_record(path: Path, record: EvaluationRecord) -> None:
+    """Append one row; it starts a new line even after a half-written row."""
+    line = json.dumps(record.to_json(), ensure_ascii=False) + "\n"
+    with files.naming_path(path), path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = "\n" + line
+        file.write(line.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_records(path: Path) -> tuple[list[tuple[int, EvaluationRecord]], list[str]]:
+    """Return the rows of a results file with line numbers from 1, and why others are left out."""
+    records, problems = [], []
+    if not path.exists():
+        return [], []
+    lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            records.append((number, EvaluationRecord.from_json(json.loads(line))))
+        except json.JSONDecodeError:
+            why = "half-written last line" if number == len(lines) else "not JSON"
+            problems.append(f"{path}, line {number}: {why}; left out")
+        except ValueError as error:
+            problems.append(f"{path}, line {number}: {error}; left out")
+    return records, problems

@@ -1,0 +1,195 @@
+"""A run in its output folder, as every process sees it: rank 0 writes, the others follow."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from utils import files
+from utils.config import (
+    RunConfig,
+    SubnetworkConfig,
+    TrainingConfig,
+    flag_values,
+)
+from utils.errors import UserError
+from utils.modeling import saving
+from utils.modeling.bert import BertTaskModel, check_compiler, load_model
+from utils.modeling.runtime import Runtime
+from utils.pruning.origin import Origin
+from utils.runs import checkpoint
+from utils.runs.folder import OutputFolder
+from utils.runs.records import EvaluationRecord, append_record, read_records
+from utils.tasks.base import Task
+from utils.training import distributed
+from utils.training.optimizer import PaperAdamW
+from utils.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a script prepares: the task with its data, the model, and the flags."""
+
+    task: Task
+    model: BertTaskModel
+    config: RunConfig
+    runtime: Runtime
+    init: str = "pre"  # the initial weights, as results rows name them
+    init_info: Origin | None = None
+    optimizer_class: type[PaperAdamW] = PaperAdamW
+
+    @classmethod
+    def prepare(
+        cls,
+        task: Task,
+        config: RunConfig,
+        runtime: Runtime,
+        subnetwork: SubnetworkConfig | None = None,
+    ) -> Self:
+        """Load the model of `task`: pre-trained, or with the weights that `subnetwork` names."""
+        init = (subnetwork and subnetwork.dir) or "pre"
+        model = load_model(
+            task.model_class,
+            config.model.model_name_or_path,
+            task.bert_config,
+            config.training.seed,
+            init,
+            config.model.cache_dir,
+        )
+        weights = subnetwork.weight_pertub if subnetwork else None
+        name, origin = saving.perturb(model, weights, init)
+        return cls(task, model, config, runtime, name, origin)
+
+    def trainer(self) -> Trainer:
+        """Return a trainer of the model on the task."""
+        config = self.config.training
+        return Trainer(self.model, self.task, config, self.runtime, self.optimizer_class)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Every flag's value, and the number of processes if several: it changes the batches."""
+        processes = self.runtime.world_size
+        several = {"processes": processes} if processes > 1 else {}
+        return dict(sorted({**flag_values(self.config), **several}.items()))
+
+
+def start_runtime(training: TrainingConfig) -> Runtime:
+    """Join the processes of torchrun, if any, and return where this one computes.
+
+    Raises UserError if a precision flag or --compile cannot work on this machine.
+    """
+    runtime = distributed.join(training.no_cuda, training.precision)
+    if runtime.device.type == "cpu":
+        if training.fp16:
+            raise UserError("--fp16 needs a GPU; leave it out, or use --bf16")
+        if training.tf32:
+            raise UserError("--tf32 needs a GPU; leave it out")
+    if training.tf32:
+        torch.set_float32_matmul_precision("high")
+    if training.compile:
+        check_compiler(runtime.device)
+    return runtime
+
+
+class Run:
+    """The run of an experiment; on ranks above 0 `folder` is None and nothing is written."""
+
+    def __init__(self, experiment: Experiment, folder: OutputFolder | None) -> None:
+        self.experiment = experiment
+        self.path = Path(experiment.config.output.output_dir)
+        self.finished = False
+        self._folder = folder
+        self._started = time.monotonic()
+        self._seconds_before = 0.0
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, experiment: Experiment, finds_tickets: bool) -> Iterator["Run"]:
+        """Hold the output folder for a run: a new one, or the unfinished one of the same arguments.
+
+        If the folder may not be used, raises UserError on rank 0 and ends the other ranks.
+        """
+        folder = None
+        if experiment.runtime.is_main:
+            try:
+                arguments = experiment.arguments
+                folder = OutputFolder(experiment.config.output, arguments, finds_tickets)
+            except UserError:
+                distributed.broadcast(None)
+                raise
+        finished = distributed.broadcast(folder.finished if folder else None)
+        if finished is None:
+            raise SystemExit(2)
+        run = cls(experiment, folder)
+        run.finished = finished
+        try:
+            yield run
+        finally:
+            if folder:
+                folder.close()
+
+    def finish(self) -> None:
+        """Mark the run finished."""
+        if self._folder:
+            self._folder.finish()
+
+    def check_held(self) -> None:
+        """Raise UserError if the folder was removed while this run was writing there."""
+        if self._folder:
+            self._folder.check_held()
+
+    def seconds(self) -> float:
+        """Return the wall time of this run so far, over all its processes."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def append(self, record: EvaluationRecord) -> None:
+        """Add one evaluation to results.jsonl."""
+        self.check_held()
+        if self.experiment.runtime.is_main:
+            append_record(self.path / files.RESULTS, record)
+
+    def records(self) -> list[EvaluationRecord]:
+        """Return the evaluations so far, oldest first; rows that are no record are reported."""
+        records, problems = read_records(self.path / files.RESULTS)
+        for problem in problems:
+            files.warn(problem)
+        return [record for _, record in records]
+
+    def save_checkpoint(self, content: dict[str, Any]) -> None:
+        """Save `content` to resume from, with the size of the results. Raises OSError."""
+        if not self._folder:
+            return
+        self.check_held()
+        results = self.path / files.RESULTS
+        size = results.stat().st_size if results.exists() else 0
+        checkpoint.save(self.path, {**content, "results_bytes": size, "seconds": self.seconds()})
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """Return the last intact checkpoint, None to start from scratch; remove later results."""
+        found = checkpoint.find(self.path)
+        while found:
+            latest = found.pop()
+            if latest.is_intact():
+                content = latest.load()
+                self._truncate_results(content["results_bytes"])
+                self._seconds_before = content["seconds"]
+                return content
+            fallback = f"resuming from {found[-1].path.name}" if found else "starting from scratch"
+            files.warn(f"{latest.path}: corrupt checkpoint; {fallback}")
+        if self.experiment.config.output.should_continue:
+            raise UserError(
+                f"--should_continue: {self.path} holds no intact checkpoint; without the flag, "
+                "this command starts from scratch"
+            )
+        self._truncate_results(0)
+        return None
+
+    def _truncate_results(self, size: int) -> None:
+        path = self.path / files.RESULTS
+        if self._folder and path.exists() and path.stat().st_size > size:
+            os.truncate(path, size)

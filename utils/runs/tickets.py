@@ -1,0 +1,50 @@
+"""tickets.json: the index of the masks that IMP found in an output folder."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils import files
+from utils.pruning.origin import read_origin
+from utils.runs.records import MaskInfo
+
+
+@dataclass
+class Ticket:
+    """A mask found by IMP; its score is None until the next round has trained it."""
+
+    round: int  # from 1
+    sparsity: float
+    mask: str  # file, relative to the output folder
+    mask_sha256: str
+    score: float | None = None
+
+
+def read_tickets(folder: Path) -> list[Ticket] | None:
+    """Return the tickets in an output folder, None without an index."""
+    index = files.read_json(folder / files.TICKETS)
+    if index is None or "tickets" not in index:
+        return None
+    names = {field.name for field in dataclasses.fields(Ticket)}
+    return [Ticket(**{k: v for k, v in entry.items() if k in names}) for entry in index["tickets"]]
+
+
+def write_tickets(folder: Path, task: str, seed: Any, tickets: list[Ticket]) -> None:
+    """Write the index, whole or not at all."""
+    entries = [dataclasses.asdict(ticket) for ticket in tickets]
+    content = {"task": task, "seed": seed, "tickets": entries}
+    files.write_json(folder / files.TICKETS, content)
+
+
+def mask_of_checkpoint(folder: Path, checkpoint: Path) -> MaskInfo | None:
+    """Return the mask that the model in `checkpoint` was trained with, None without an index."""
+    tickets = read_tickets(folder)
+    if tickets is None:
+        return None
+    step, found = files.checkpoint_step(checkpoint), MaskInfo()
+    for ticket in tickets:
+        path = folder / ticket.mask
+        if files.checkpoint_step(path.parent) < step:
+            found = MaskInfo(ticket.sparsity, str(path), ticket.mask_sha256, read_origin(path))
+    return found

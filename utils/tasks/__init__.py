@@ -1,0 +1,1 @@
+"""The Task protocol and its three implementations: GLUE, SQuAD and MLM."""

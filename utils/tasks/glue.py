@@ -1,0 +1,82 @@
+"""The GLUE tasks: sequence classification, and regression for STS-B."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from transformers import BertConfig, BertTokenizer
+
+from utils.config import GlueConfig, ModelConfig, OutputConfig, TrainingConfig
+from utils.data import glue
+from utils.data.rows import LabelledRows
+from utils.modeling import bert
+from utils.modeling.attention import encode, pool
+from utils.modeling.bert import BertTaskModel, SequenceClassifier
+from utils.modeling.packing import Packed
+from utils.modeling.runtime import Runtime
+from utils.tasks import metrics
+from utils.tasks.base import LabelledBatch, LabelledTask, load_bert
+
+
+@dataclass
+class GlueTask(LabelledTask):
+    """A GLUE task and its data; labels are class numbers int64, for STS-B scores float32."""
+
+    spec: glue.GlueSpec
+    tokenizer: BertTokenizer
+    bert_config: BertConfig
+    train: LabelledRows | None
+    dev: dict[str, LabelledRows]  # by split; empty without evaluation
+
+    model_class = SequenceClassifier
+
+    def __post_init__(self) -> None:
+        self.name, self.score_key = self.spec.name, metrics.SCORE[self.spec.name]
+        self.logit_shape = (self.spec.num_labels,)
+
+    @classmethod
+    def load(
+        cls, data: GlueConfig, model: ModelConfig, training: TrainingConfig, output: OutputConfig
+    ) -> Self:
+        """Load tokenizer, configuration and the splits needed. Raises UserError."""
+        spec = glue.find_spec(data.task_name)
+        tokenizer, config = load_bert(model, data.do_lower_case, num_labels=spec.num_labels)
+        bert.check_length(config, "--max_seq_length", data.max_seq_length)
+
+        def read(split: str) -> LabelledRows:
+            return glue.load(spec, Path(data.data_dir), split, tokenizer, data.max_seq_length)
+
+        train = read("train") if training.do_train else None
+        dev_splits = [split for split in spec.files if split != "train"] if training.do_eval else []
+        return cls(spec, tokenizer, config, train, {split: read(split) for split in dev_splits})
+
+    def logits(self, model: BertTaskModel, packed: Packed) -> torch.Tensor:
+        """Return the head's outputs, [B, num_labels]."""
+        assert isinstance(model, SequenceClassifier)
+        pooled = pool(model.bert, encode(model.bert, packed), packed.first)
+        return model.classifier(model.dropout(pooled))
+
+    def loss(self, model: BertTaskModel, batch: LabelledBatch) -> torch.Tensor:
+        """Return the mean cross-entropy, or for STS-B the mean squared error, a tensor []."""
+        logits = self.logits(model, batch.packed).float()
+        if self.spec.labels is None:
+            return F.mse_loss(logits.view(-1), batch.labels, reduction="sum") / batch.total
+        return F.cross_entropy(logits, batch.labels, reduction="sum") / batch.total
+
+    def evaluate(
+        self, model: BertTaskModel, runtime: Runtime, output: Path, step: int | None
+    ) -> dict[str, float]:
+        """Return the metrics on the development set; writes no files."""
+        results: dict[str, float] = {}
+        for split, dev in self.dev.items():
+            logits = self.predict(model, dev.rows, runtime)
+            predictions = logits[:, 0] if self.spec.labels is None else logits.argmax(1)
+            for key, value in metrics.glue_metrics(self.name, predictions, dev.labels).items():
+                results[key + self._metric_suffix(split)] = value
+        return results
+
+    def _metric_suffix(self, split: str) -> str:
+        """MNLI reports the matched and the mismatched set."""
+        return "_mm" if self.name == "mnli" and split == "dev_mismatched" else ""

@@ -1,0 +1,92 @@
+"""SQuAD v1.1 and v2.0: question answering by the start and the end of a span."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import BertConfig, BertTokenizer
+
+from utils.config import ModelConfig, OutputConfig, SquadConfig, TrainingConfig
+from utils.data import squad_windows
+from utils.data.rows import LabelledRows
+from utils.data.squad import SquadExample
+from utils.data.squad_windows import SquadWindows
+from utils.modeling import bert
+from utils.modeling.attention import encode
+from utils.modeling.bert import BertTaskModel, QuestionAnswerer
+from utils.modeling.packing import Packed
+from utils.modeling.runtime import Runtime
+from utils.tasks import squad_answers
+from utils.tasks.base import LabelledBatch, LabelledTask, input_file, load_bert
+
+Dev = tuple[list[SquadExample], SquadWindows]
+
+
+@dataclass
+class SquadTask(LabelledTask):
+    """SQuAD and its data; the labels of a window are the answer's first and last token."""
+
+    config: SquadConfig
+    tokenizer: BertTokenizer
+    bert_config: BertConfig
+    train: LabelledRows | None  # labels [2, W]: start and end; 0 for none
+    dev: Dev | None  # None without evaluation
+
+    name, score_key = "squad", "f1"
+    scale = 1.0  # metrics are in percent
+    columns = ("f1", "exact")
+    model_class = QuestionAnswerer
+
+    def __post_init__(self) -> None:
+        self.logit_shape = (self.config.max_seq_length, 2)
+
+    @classmethod
+    def load(
+        cls, data: SquadConfig, model: ModelConfig, training: TrainingConfig, output: OutputConfig
+    ) -> Self:
+        """Load tokenizer, configuration and the windows of the files needed. Raises UserError."""
+        train_file = input_file(training, "do_train", data, "train_file")
+        dev_file = input_file(training, "do_eval", data, "predict_file")
+        tokenizer, config = load_bert(model, data.do_lower_case)
+        bert.check_length(config, "--max_seq_length", data.max_seq_length)
+
+        def read(file: Path, is_train: bool) -> Dev:
+            cache_dir, overwrite = model.cache_dir, output.overwrite_cache
+            return squad_windows.load(file, tokenizer, data, is_train, cache_dir, overwrite)
+
+        train = None
+        if train_file:
+            _, windows = read(train_file, True)
+            train = LabelledRows(windows.rows, np.stack([windows.start, windows.end]))
+        return cls(data, tokenizer, config, train, read(dev_file, False) if dev_file else None)
+
+    def logits(self, model: BertTaskModel, packed: Packed) -> torch.Tensor:
+        """Return start and end logits, float32 [B, W, 2], -inf beyond a window's tokens."""
+        assert isinstance(model, QuestionAnswerer)
+        flat = model.qa_outputs(encode(model.bert, packed)).float()
+        grid = flat.new_full((len(packed.lengths) * packed.width, 2), -torch.inf)
+        windows = grid.index_copy(0, packed.slots, flat).view(-1, packed.width, 2)
+        return windows[: len(packed.first)]
+
+    def loss(self, model: BertTaskModel, batch: LabelledBatch) -> torch.Tensor:
+        """Return the mean of the cross-entropies of start and end, a tensor []."""
+        logits, labels = self.logits(model, batch.packed), batch.labels.long()
+        start = F.cross_entropy(logits[..., 0], labels[0], reduction="sum") / batch.total
+        end = F.cross_entropy(logits[..., 1], labels[1], reduction="sum") / batch.total
+        return (start + end) / 2
+
+    def evaluate(
+        self, model: BertTaskModel, runtime: Runtime, output: Path, step: int | None
+    ) -> dict[str, float]:
+        """Return exact match and F1 in percent; write answers and n-best lists to `output`."""
+        assert self.dev is not None, "loaded without do_eval"
+        examples, windows = self.dev
+        logits = self.predict(model, windows.rows, runtime)
+        start, end = logits[..., 0], logits[..., 1]
+        answers = squad_answers.best_answers(examples, windows, start, end, self.config)
+        if runtime.is_main:
+            answers.write(output, "" if step is None else str(step))
+        return squad_answers.squad_metrics(examples, answers.texts, self.config, answers.null_odds)

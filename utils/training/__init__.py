@@ -1,0 +1,1 @@
+"""Optimizer steps: trainer, optimizer, data order and processes."""

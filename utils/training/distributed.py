@@ -1,0 +1,108 @@
+"""The processes that torchrun starts: joining, their values, and gradients averaged over them."""
+
+import os
+import warnings
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from utils.modeling.bert import BertTaskModel
+from utils.modeling.packing import Batch
+from utils.modeling.runtime import Runtime
+from utils.tasks.base import Task
+
+TRAINING_TIMEOUT = timedelta(seconds=45)  # a lost process ends the others within a minute
+TIMEOUT = timedelta(minutes=30)  # elsewhere: rank 0 may read data or write a checkpoint longer
+
+Value = TypeVar("Value")
+
+
+def join(no_cuda: bool, precision: str = "fp32") -> Runtime:
+    """Join the processes of torchrun, if there are several; return where this process runs."""
+    cuda = torch.cuda.is_available() and not no_cuda
+    device = torch.device("cpu")
+    if cuda:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Runtime(device, precision)
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=TIMEOUT)
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    group = dist.new_group(backend=backend, timeout=TRAINING_TIMEOUT)
+    return Runtime(device, precision, dist.get_rank(), dist.get_world_size(), group)
+
+
+def leave() -> None:
+    """Leave the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def any_of(runtime: Runtime, *flags: bool) -> tuple[bool, ...]:
+    """Return each flag, True if it is True in any process."""
+    votes = runtime.sum(torch.tensor(flags, dtype=torch.int64))
+    return tuple(vote > 0 for vote in votes.tolist())
+
+
+def gather(value: Value) -> list[Value]:
+    """Return the values of all processes, by rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast(value: Value) -> Value:
+    """Return rank 0's value."""
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def wait_for_main() -> None:
+    """Wait until rank 0 arrives here, up to TIMEOUT."""
+    broadcast(None)
+
+
+def check_same(value: str, what: str) -> None:
+    """Raise RuntimeError if the processes disagree on `value`."""
+    values = gather(value)
+    if len(set(values)) > 1:
+        raise RuntimeError(f"the processes disagree on the {what}: {values}")
+
+
+class _Loss(nn.Module):
+    """A task's loss as a module, which DistributedDataParallel wraps."""
+
+    def __init__(self, model: BertTaskModel, task: Task) -> None:
+        super().__init__()
+        self.model, self.task = model, task
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return self.task.loss(self.model, batch)
+
+
+def loss_module(model: BertTaskModel, task: Task, runtime: Runtime) -> nn.Module:
+    """Return batch -> loss; with several processes, a backward pass averages their gradients."""
+    module = _Loss(model, task)
+    if runtime.world_size == 1:
+        return module
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer torch renames broadcast_buffers
+        return nn.parallel.DistributedDataParallel(
+            module,
+            process_group=runtime.group,
+            broadcast_buffers=False,
+            find_unused_parameters=not model.trains_pooler,
+        )
