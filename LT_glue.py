@@ -16,8 +16,8 @@ class Config(RunConfig):
     """The flags of this script."""
 
     data: GlueConfig
+    imp: ImpConfig
     training: TrainingConfig = defaults(num_train_epochs=30.0)
-    imp: ImpConfig = defaults()
 
 
 def main() -> None:

@@ -37,18 +37,18 @@ def main() -> None:
 
     # model (pre-trained, random or perturbed weights) and mask
     experiment = Experiment.prepare(task, config, runtime, config.subnetwork)
-    mask = finetune.attach_mask(experiment.model, config.subnetwork.mask_dir)
+    mask_info = finetune.attach_mask(experiment.model, config.subnetwork.mask_dir)
     if config.training.as_released:
         experiment = released.apply(experiment)
     if not config.training.do_train:
-        finetune.evaluate(experiment, mask)
+        finetune.evaluate(experiment, mask_info)
         return
 
     # train and evaluate
     plan = finetune.plan_steps(experiment)
     if config.training.as_released:
         plan = released.with_extra_step(plan, config.training)
-    finetune.run(experiment, plan, mask)
+    finetune.run(experiment, plan, mask_info)
 
 
 if __name__ == "__main__":

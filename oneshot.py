@@ -11,6 +11,7 @@ with cli.imports_without_gc():
     from utils.pruning import criteria, mask_files, masks
     from utils.pruning.origin import Origin
 
+METHODS = {"magnitude": "omp", "random": "random"}  # --method -> method of the mask's origin
 MODELS = {
     "glue": bert.SequenceClassifier,
     "squad": bert.QuestionAnswerer,
@@ -35,7 +36,7 @@ class Config:
     method: str = flag(
         "magnitude",
         "drop the smallest weights over all matrices, or random weights",
-        choices=["magnitude", "random"],
+        choices=list(METHODS),
     )
     seed: int = flag(
         42, "seed of --weight rand and of --method random (ours: 42)", bounds=f">= 0, < {2**63}"
@@ -61,8 +62,8 @@ def main() -> None:
 
     name = f"{config.weight}_{config.model}_{config.rate}"
     path = Path(config.output_dir or f"tmp/oneshot/{name}") / files.MASK
-    method = "omp" if config.method == "magnitude" else "random"
-    origin = Origin(method=method, seed=config.seed, weight=config.weight, model=source)
+    method, seed = METHODS[config.method], config.seed
+    origin = Origin(method=method, seed=seed, weight=config.weight, model=source)
     mask_files.save(mask, path, origin)
     total = sum(keep.numel() for keep in mask.values())
     dropped = total - sum(int(keep.sum()) for keep in mask.values())

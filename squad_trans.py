@@ -83,11 +83,11 @@ def main() -> None:
         return
 
     # or the mask given: train and evaluate
-    mask = finetune.attach_mask(experiment.model, config.subnetwork.mask_dir)
+    mask_info = finetune.attach_mask(experiment.model, config.subnetwork.mask_dir)
     if config.training.do_train:
-        finetune.run(experiment, finetune.plan_steps(experiment), mask)
+        finetune.run(experiment, finetune.plan_steps(experiment), mask_info)
     else:
-        finetune.evaluate(experiment, mask)
+        finetune.evaluate(experiment, mask_info)
 
 
 if __name__ == "__main__":

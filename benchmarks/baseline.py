@@ -24,6 +24,13 @@ from utils.modeling.runtime import Runtime
 INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
 
+def make_rows(ids: list[list[int]], types: list[list[int]]) -> Rows:
+    """Return rows from one list of ids and one list of token types per row."""
+    flat_ids, flat_types = np.concatenate(ids), np.concatenate(types)
+    starts = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+    return Rows(flat_ids.astype(np.int32), flat_types.astype(np.uint8), starts)
+
+
 def padded(rows: Rows, indices: np.ndarray, length: int) -> dict[str, torch.Tensor]:
     """Return `rows[indices]` as the model takes them: INPUTS, int64 [B, length]."""
     batch = {name: torch.zeros(len(indices), length, dtype=torch.int64) for name in INPUTS}

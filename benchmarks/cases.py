@@ -13,7 +13,7 @@ import baseline  # noqa: E402
 
 from utils.config import SquadConfig  # noqa: E402
 from utils.data import glue  # noqa: E402
-from utils.data.rows import LabelledRows, Rows  # noqa: E402
+from utils.data.rows import LabelledRows  # noqa: E402
 from utils.data.text import Blocks  # noqa: E402
 from utils.modeling import bert  # noqa: E402
 from utils.pruning import masks  # noqa: E402
@@ -57,7 +57,7 @@ class Case:
             drawn = draw.gamma(4, mean / 4, len(lengths))
             lengths = drawn.astype(np.int64).clip(4, self.length)
         ids = [[CLS, *draw.integers(999, config.vocab_size, n - 2).tolist(), SEP] for n in lengths]
-        self.rows = Rows.from_lists(ids, [[0] * n for n in lengths])
+        self.rows = baseline.make_rows(ids, [[0] * n for n in lengths])
         self.labels = draw.integers(0, 2, len(lengths))
         self.tokenizer: Any = Tokens(config.vocab_size)
         self.task: Any = getattr(self, f"_{self.kind}")()

@@ -107,7 +107,9 @@ def evaluation(args: argparse.Namespace, way: str) -> Work:
     task, _, length = load_task(args)
     dev = task.dev["dev"].rows
     chosen = [dev[row] for row in batch_rows(dev, EVALUATED, 0)]
-    rows = Rows.from_lists([list(ids) for ids, _ in chosen], [list(types) for _, types in chosen])
+    rows = baseline.make_rows(
+        [list(ids) for ids, _ in chosen], [list(types) for _, types in chosen]
+    )
     model = masked_model(task.model_class, args, way, task.spec.num_labels)
     figures = {"task": args.task, "tokens": int(rows.starts[-1]), "padded": length * len(rows)}
     if way == "ours":

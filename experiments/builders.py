@@ -58,14 +58,14 @@ def table2(found: Results, layout: Layout) -> Table:
         cells = {task: found.cell(task, kind, percent) for task, percent in at.items()}
         layout.add(table, label, cells, quoted(row) if row else None)
     tickets = {task: found.cell(task, "IMP", percent) for task, percent in at.items()}
-    for rule, whose in RULE_NAMES.items():
+    for rule, name in RULE_NAMES.items():
         ours = {t: wins(tickets[t], full[t], rule) for t in at}
         theirs = {t: wins(quoted("imp")[t], quoted("full")[t], rule) for t in at}
-        layout.add(table, f"IMP wins by {whose}", ours, theirs)
-    for rule, whose in RULE_NAMES.items():
+        layout.add(table, f"IMP wins by {name}", ours, theirs)
+    for rule, name in RULE_NAMES.items():
         best = {task: sparsest(found, task, rule) for task in at}
         below = paper.SPARSITY if rule == "ticket" else None
-        layout.add(table, f"sparsest winning ticket, %, by {whose}", best, below)
+        layout.add(table, f"sparsest winning ticket, %, by {name}", best, below)
     table.notes.append(
         f"A ticket wins by the full network's deviation if its {RULES['full']}; by its own if its "
         f"{RULES['ticket']}. Deviations are of the sample (n - 1), so one seed gives no verdict."

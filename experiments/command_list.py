@@ -70,7 +70,7 @@ class CommandList:
         usual = rewind == 0 and percent in sparsities(self.imp_end)
         command = self.imp(task, seed, None if usual else percent, rewind)
         step = len(sparsities(percent)) * self.hyperparameters[task].steps()
-        file = command.output / files.checkpoint_name(step) / files.MASK
+        file = command.output / files.model_folder_name(step) / files.MASK
         name = f"{_imp_name(rewind)}-{self.names[task]}-{percent}-seed{seed}"
         return Tensors(name, file, command)
 

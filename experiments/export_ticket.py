@@ -70,7 +70,7 @@ def card(origin: Origin, name: str, model: str, matrices: int) -> str:
     return CARD.format(sparsity=origin.sparsity, table=table, name=name, model=model, **where)
 
 
-def export(mask_file: Path, source: str, out: Path, cache_dir: str | None = None) -> None:
+def export(mask_file: Path, source: str, out: Path, cache_dir: str | None) -> None:
     """Write the ticket of `mask_file` and the BERT `source` to the new folder `out`, atomically.
 
     `mask_file` is a mask.pt (of this project or the released code) or an exported folder. Raises

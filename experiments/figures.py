@@ -195,7 +195,7 @@ DRAW = {  # name of a table -> how it is drawn; overlaps as `shares`
 }
 
 
-def draw(folder: Path, layout: Layout, as_released: bool = False) -> dict[str, Figure]:
+def draw(folder: Path, layout: Layout, as_released: bool) -> dict[str, Figure]:
     """Return name -> figure, for which there is data.
 
     Raises UserError if there are no results, or those of one task have different recipes.

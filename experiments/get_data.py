@@ -72,7 +72,7 @@ def _zipped(url: str, sha256: str, members: dict[str, str]) -> Dataset:
 def _glue(
     task: str, sha256: str, archive: str = "", dev: tuple[str, ...] = ("dev.tsv",)
 ) -> Dataset:
-    """A task of GLUE whose archive holds a folder of the task's name."""
+    """A GLUE task. Its archive holds a folder of the task's name."""
     members = {f"glue_data/{task}/{name}": f"{task}/{name}" for name in ("train.tsv", *dev)}
     return _zipped(f"{GLUE}/{archive or task}.zip", sha256, members)
 
@@ -175,7 +175,7 @@ def sha256(path: Path) -> str:
 
 
 def download(remote: Remote, folder: Path, any_checksum: bool = False, wait: float = 1.0) -> Path:
-    """Fetch `remote` into `folder`, going on with what an earlier try left; `wait`: seconds before the second try.
+    """Fetch `remote` into `folder`, resuming an earlier try; `wait`: seconds before the second try.
 
     Raises UserError if the server cannot be reached, has no such file, breaks off again and again, or sends a file
     with another checksum (unless `any_checksum`).
@@ -191,7 +191,7 @@ def download(remote: Remote, folder: Path, any_checksum: bool = False, wait: flo
                 if attempt == TRIES - 1:
                     raise UserError(
                         f"{remote.url}: {error}, {TRIES} times; what has come is kept in {part}: "
-                        "run the same command again to go on"
+                        "rerun the command to resume"
                     ) from error
                 time.sleep(wait * 2**attempt)
         part.replace(whole)
@@ -200,12 +200,12 @@ def download(remote: Remote, folder: Path, any_checksum: bool = False, wait: flo
 
 
 def _transfer(remote: Remote, part: Path) -> None:
-    """Add to `part` what is missing of it. Raises Broken if the connection ends early, UserError if it is no use."""
+    """Append the missing bytes to `part`. Raises Broken if the connection ends early, UserError if it is no use."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(
         remote.url, headers={"Range": f"bytes={have}-"} if have else {}
     )
-    with _told(remote.url), urllib.request.urlopen(request, timeout=60) as response:
+    with _explain_errors(remote.url), urllib.request.urlopen(request, timeout=60) as response:
         if have and response.status != 206:  # the server does not do ranges: from the start
             have = 0
         length = response.headers.get("Content-Length")
@@ -225,13 +225,13 @@ def _transfer(remote: Remote, part: Path) -> None:
 
 
 @contextlib.contextmanager
-def _told(url: str) -> Iterator[None]:
-    """Turn what can happen on the way to a server into a sentence with a remedy."""
+def _explain_errors(url: str) -> Iterator[None]:
+    """Raise errors of the connection as UserError with a remedy, or Broken if a retry may help."""
     host = urllib.request.urlparse(url).netloc
     try:
         yield
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is missing: the checksum will tell
+        if error.code == 416:  # nothing is missing; the checksum shows it
             return
         if error.code == 407:
             raise UserError(

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from benchmarks.baseline import make_rows
 from utils.config import SquadConfig
 from utils.data import glue, squad
 from utils.data import squad_windows as windows
@@ -157,7 +158,7 @@ def _feeder(batches: list[tuple[np.ndarray, np.ndarray]]) -> Callable:
 
 
 def _mlm_batch(ids: np.ndarray, labels: np.ndarray) -> MlmBatch:
-    rows = Rows.from_lists(ids.tolist(), np.zeros_like(ids).tolist())
+    rows = make_rows(ids.tolist(), np.zeros_like(ids).tolist())
     positions = torch.from_numpy(np.flatnonzero(labels.ravel() != IGNORED))
     targets = torch.from_numpy(labels.ravel())[positions]
     packed = pack(rows, np.arange(len(rows)))
@@ -183,7 +184,7 @@ def read_perturbed(path: Path | None, source: Path) -> dict[str, torch.Tensor]:
     """The encoder of the model in `source` after `--weight_pertub path`; None: as it is."""
     config = bert.load_config(str(source), None, num_labels=2)
     model = bert.load_model(bert.SequenceClassifier, str(source), config, 1)
-    saving.perturb(model, path and str(path), "pre")
+    saving.load_initial_weights(model, path and str(path), "pre")
     return {k: v for k, v in model.state_dict().items() if k.startswith("bert.")}
 
 

@@ -96,19 +96,17 @@ def test_a_whole_transfer(server, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.bin"]
 
 
-def test_a_broken_transfer_goes_on_where_it_stopped(server, tmp_path):
+def test_a_broken_transfer_resumes_where_it_stopped(server, tmp_path):
     remote = offered(server)
     server.moods["file.bin"] = [("cut", 4000), ("cut", 1000)]
     assert get_data.download(remote, tmp_path, wait=0).read_bytes() == BODY
     assert server.ranges == [None, "bytes=4000-", "bytes=5000-"]
 
 
-def test_a_later_run_goes_on_too(server, tmp_path):
+def test_a_later_run_resumes_too(server, tmp_path):
     remote = offered(server)
     server.moods["file.bin"] = [("cut", 100)] * get_data.TRIES
-    with pytest.raises(
-        UserError, match=r"broke off after 500 of 10,240 bytes.*run the same command again"
-    ):
+    with pytest.raises(UserError, match=r"broke off after 500 of 10,240 bytes.*rerun the command"):
         get_data.download(remote, tmp_path, wait=0)
     assert get_data.download(remote, tmp_path, wait=0).read_bytes() == BODY
     assert server.ranges[-1] == "bytes=500-"
@@ -149,22 +147,22 @@ def test_a_proxy_s_page_is_recognised(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("status", "message"),
     [
         (404, "404 Not Found; the file may have moved"),
         (407, "the proxy wants"),
         (403, "403 Forbidden"),
     ],
 )
-def test_refusals_are_told_with_a_remedy(server, tmp_path, status, told):
+def test_refusals_are_reported_with_a_remedy(server, tmp_path, status, message):
     remote = offered(server)
     server.moods["file.bin"] = [status]
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         get_data.download(remote, tmp_path, wait=0)
     assert remote.url in str(caught.value) and len(server.ranges) == 1
 
 
-def test_no_network_is_told_with_a_remedy(server, tmp_path):
+def test_no_network_is_reported_with_a_remedy(server, tmp_path):
     server.shutdown()
     server.server_close()
     with pytest.raises(UserError, match="127.0.0.1:[0-9]+ cannot be reached .* set https_proxy"):
@@ -197,10 +195,10 @@ def test_real_rte_is_laid_out_and_its_digest_known(server, tmp_path, monkeypatch
     get_data.main([str(tmp_path), "--only", "RTE", "--mirror", server.address])
     for name in ("train.tsv", "dev.tsv"):
         assert (tmp_path / "glue_data" / "RTE" / name).read_bytes() == content[f"RTE/{name}"]
-    told = capfd.readouterr()
+    printed = capfd.readouterr()
     assert (
-        "RTE: glue_data/RTE/train.tsv, glue_data/RTE/dev.tsv fetched" in told.out
-        and "note:" not in told.err
+        "RTE: glue_data/RTE/train.tsv, glue_data/RTE/dev.tsv fetched" in printed.out
+        and "note:" not in printed.err
     )
     assert [entry.name for entry in tmp_path.iterdir()] == ["glue_data"]
     get_data.main([str(tmp_path), "--only", "RTE", "--mirror", server.address])

@@ -21,7 +21,6 @@ from utils.config import (
     RunConfig,
     SquadConfig,
 )
-from utils.data.rows import Rows
 from utils.errors import UserError
 from utils.imp import SPARSITIES, ImpSchedule
 from utils.modeling.bert import load_model
@@ -118,7 +117,7 @@ def test_rows_are_padded_to_one_length(folder):
     for row, ids in enumerate(packed.ids.view(len(rows), LENGTH)):
         assert ids[: lengths[row]].tolist() == paper.train.rows[row][0].tolist()
         assert not ids[lengths[row] :].any()
-    full = Rows.from_lists([[1] * 4, [2] * 4], [[0] * 4] * 2)
+    full = baseline.make_rows([[1] * 4, [2] * 4], [[0] * 4] * 2)
     assert released.pack_padded(full, np.arange(2), 4).full
 
 
@@ -127,7 +126,7 @@ def test_rows_are_padded_to_one_length(folder):
 
 def test_evaluation_batches_are_sized_by_the_padded_length():
     lengths = [3, 40, 7, 12, 40, 5]
-    rows = Rows.from_lists([[1] * n for n in lengths], [[0] * n for n in lengths])
+    rows = baseline.make_rows([[1] * n for n in lengths], [[0] * n for n in lengths])
     batches = released.padded_batches(rows, 2048)
     assert [batch.tolist() for batch in batches] == [[1, 4], [3, 2], [5, 0]]
     assert [len(batch) for batch in released.padded_batches(rows, 5000)] == [1] * 6

@@ -183,9 +183,7 @@ class TrainingConfig:
     )
     save_steps: int | None = flag(None, SAVE_STEPS_OF_IMP, bounds=">= 0")
     save_total_limit: int | None = flag(
-        None,
-        "keep the models of only so many checkpoints (0: none); masks stay",
-        bounds=">= 0",
+        None, "keep the models of only so many checkpoints (0: none); masks stay", bounds=">= 0"
     )
     seed: int = flag(42, "seed of every random draw (ours: 42)", bounds=f">= 0, < {2**63}")
     no_cuda: bool = flag(False, "stay on the CPU")

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 RESULTS = "results.jsonl"  # one row per evaluation
 EVAL_RESULTS = "eval_results.txt"  # the last evaluation, as the released code writes it
 TICKETS = "tickets.json"  # sparsity -> mask file and score
-MASK = "mask.pt"  # the mask of a round, in its checkpoint folder
+MASK = "mask.pt"  # the mask of a round, in its model folder
 ORIGIN_SUFFIX = ".json"  # mask.pt.json: where a mask or perturbed weights come from
 PACKED_MASK = "mask.safetensors"  # the mask of an exported ticket
 EVENTS = "events"  # TensorBoard events, in a folder of their own
@@ -48,20 +48,20 @@ _STATE_NAME = re.compile(rf"{STATE}-(new|\d+-\d+(-[0-9a-f]{{16}})?)\.pt")
 _NUMBERED = re.compile(r"checkpoint-\d+|((nbest_)?predictions|null_odds)_\d*\.json")
 
 
-def checkpoint_name(step: int) -> str:
-    """Return the folder of the model saved after step `step`, named as in the released code."""
+def model_folder_name(step: int) -> str:
+    """Return the name of the model saved after `step`: checkpoint-STEP, as in the released code."""
     return f"checkpoint-{step}"
 
 
-def checkpoint_step(folder: Path) -> int:
-    """Return the optimizer step in the name of a checkpoint folder."""
+def model_folder_step(folder: Path) -> int:
+    """Return the optimizer step in the name of a model folder."""
     return int(folder.name.removeprefix("checkpoint-"))
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoint folders in an output folder, by step."""
+def model_folders(folder: Path) -> list[Path]:
+    """Return the model folders in an output folder, by step."""
     found = [path for path in folder.glob("checkpoint-*") if _NUMBERED.fullmatch(path.name)]
-    return sorted(found, key=checkpoint_step)
+    return sorted(found, key=model_folder_step)
 
 
 def origin_path(path: Path) -> Path:

@@ -15,7 +15,7 @@ from utils.runs.evaluation import Evaluator, scores_table
 from utils.runs.monitor import Monitor
 from utils.runs.records import DENSE, MaskInfo
 from utils.runs.run import Experiment, Run
-from utils.runs.tickets import mask_of_checkpoint
+from utils.runs.tickets import mask_of_model
 from utils.training import distributed
 from utils.training.optimizer import linear_schedule
 from utils.training.order import DataOrder, seed_round
@@ -29,8 +29,8 @@ def attach_mask(model: BertTaskModel, mask_file: str | None) -> MaskInfo:
     """
     if mask_file is None:
         return DENSE
-    path, shapes = Path(mask_file), {n: m.weight.shape for n, m in masks.prunable(model).items()}
-    mask = mask_files.load(path, shapes)
+    path = Path(mask_file)
+    mask = mask_files.load(path, masks.shapes(model))
     masks.attach(model, mask)
     origin, digest = read_origin(path), masks.digest(mask)
     if origin and origin.mask_sha256 not in (None, digest):
@@ -48,7 +48,7 @@ def plan_steps(experiment: Experiment) -> StepPlan:
     return StepPlan(steps, rate, lambda step: order.batches(0, step))
 
 
-def run(experiment: Experiment, plan: StepPlan, mask: MaskInfo) -> None:
+def run(experiment: Experiment, plan: StepPlan, mask_info: MaskInfo) -> None:
     """Fine-tune in the output folder of the experiment, evaluate and print the scores."""
     training = experiment.config.training
     with Run.open(experiment, finds_tickets=False) as run_:
@@ -61,10 +61,10 @@ def run(experiment: Experiment, plan: StepPlan, mask: MaskInfo) -> None:
             known = any(r.step == step and r.method == "train" for r in run_.records())
             if training.do_eval and not distributed.broadcast(known):
                 last = step == plan.steps
-                evaluator.evaluate(step, mask, final=last, last=last)
+                evaluator.evaluate(step, mask_info, None, final=last, last=last)
 
         def save(step: int) -> None:
-            save_checkpoint(run_, step)
+            save_model(run_, step)
             if training.eval_all_checkpoints:
                 evaluate(step)
 
@@ -90,10 +90,10 @@ def fine_tune(trainer: Trainer, plan: StepPlan, monitor: Monitor) -> None:
     monitor.read_losses()
 
 
-def evaluate(experiment: Experiment, mask: MaskInfo = DENSE) -> None:
-    """Evaluate the model given, or every checkpoint in the output folder, without training.
+def evaluate(experiment: Experiment, mask_info: MaskInfo = DENSE) -> None:
+    """Evaluate the model given, or every model saved in the output folder, without training.
 
-    Rows are added, none is replaced. Raises UserError if the checkpoints have no models.
+    Rows are added, none is replaced. Raises UserError if every model of the run was removed.
     """
     run_ = Run(experiment, None)
     run_.path.mkdir(parents=True, exist_ok=True)
@@ -101,30 +101,31 @@ def evaluate(experiment: Experiment, mask: MaskInfo = DENSE) -> None:
     nn.Module.to(experiment.model, experiment.runtime.device)
     earlier = len(run_.records())
     every = experiment.config.training.eval_all_checkpoints
-    folders = files.checkpoints(run_.path) if every else []
+    folders = files.model_folders(run_.path) if every else []
     with_model = [folder for folder in folders if (folder / files.MODEL_FILES[0]).exists()]
     if folders and not with_model:
         raise UserError(
-            f"--eval_all_checkpoints: no checkpoint in {run_.path} has kept its model "
+            f"--eval_all_checkpoints: no checkpoint-STEP in {run_.path} has kept its model "
             "(--save_total_limit); leave the flag out to evaluate the model given"
         )
     for folder in with_model:
         bert.reload(experiment.model, str(folder))
-        trained_with = mask_of_checkpoint(run_.path, folder) or mask
-        evaluator.evaluate(files.checkpoint_step(folder), trained_with, final=True)
+        trained_with = mask_of_model(run_.path, folder) or mask_info
+        step = files.model_folder_step(folder)
+        evaluator.evaluate(step, trained_with, None, final=True, last=False)
     if not with_model:
-        evaluator.evaluate(0, mask, final=True, last=True)
+        evaluator.evaluate(0, mask_info, None, final=True, last=True)
     evaluator.events.close()
     say(scores_table(experiment.task, run_.records()[earlier:]))
 
 
-def save_checkpoint(run_: Run, step: int) -> None:
-    """Save the model in checkpoint-STEP and remove the oldest beyond --save_total_limit."""
+def save_model(run_: Run, step: int) -> None:
+    """Save the model in checkpoint-STEP; remove the oldest beyond --save_total_limit."""
     experiment, limit = run_.experiment, run_.experiment.config.training.save_total_limit
     if experiment.runtime.is_main:
-        with files.atomic_folder(run_.path / files.checkpoint_name(step)) as temporary:
+        with files.atomic_folder(run_.path / files.model_folder_name(step)) as temporary:
             saving.save_pretrained(experiment.model, experiment.task.tokenizer, temporary)
-        saved = files.checkpoints(run_.path)
+        saved = files.model_folders(run_.path)
         surplus = 0 if limit is None else max(0, len(saved) - limit)
         for old in saved[:surplus]:
             files.remove(old)
@@ -135,7 +136,7 @@ def save_final(run_: Run) -> None:
     """Save the trained model in the output folder itself, each file whole."""
     experiment = run_.experiment
     if experiment.runtime.is_main:
-        staging = run_.path / files.checkpoint_name(0)
+        staging = run_.path / files.model_folder_name(0)
         with files.atomic_folder(staging) as temporary:
             saving.save_pretrained(experiment.model, experiment.task.tokenizer, temporary)
         for file in staging.iterdir():

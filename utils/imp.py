@@ -111,6 +111,10 @@ class ImpSchedule:
         """Return the training rows of each batch of `step`."""
         return self.order.batches(round_, step)
 
+    def prune(self, model: nn.Module, target: float) -> None:
+        """Prune to `target`; for another criterion than magnitude, pass it to `masks.prune_to`."""
+        masks.prune_to(model, target)
+
     def prune_before(self, model: nn.Module) -> float:
         """Prune before the first round and return the sparsity; Algorithm 1 starts dense."""
         return 0.0
@@ -173,21 +177,19 @@ def find_tickets(
         monitor.begin_round(round_, round_ * schedule.round_steps, start)
         if start == schedule.first_step(round_):
             schedule.seed_generators(round_, rank)
-        plan, path = schedule.plan(round_), (schedule.order.seed, round_)
         if round_ == 0 and schedule.rewind_steps and start <= schedule.rewind_steps:
-            to_theta_i = StepPlan(schedule.rewind_steps, plan.learning_rate, plan.batches)
-            trainer.train(to_theta_i, start, path, monitor.after_step)
-            theta, start = masks.snapshot(model), schedule.rewind_steps  # theta_i, gamma_i
-            tickets.save_theta(theta)
-            trainer.reset_optimizer()  # as every later round starts
-        trainer.train(plan, start, path, monitor.after_step)  # train m * theta_i, gamma_i to step t
+            theta = train_to_theta_i(trainer, schedule, start, tickets, monitor)
+            start = schedule.rewind_steps
+        seed_path = (schedule.order.seed, round_)
+        # train m * theta_i, gamma_i to step t
+        trainer.train(schedule.plan(round_), start, seed_path, monitor.after_step)
         monitor.read_losses()
         score = tickets.score(round_)
         trainer.release_memory()  # pruning and files need it
-        with tickets.checkpoint(round_) as folder:
+        with tickets.round_folder(round_) as folder:
             target = schedule.target(round_)
             if target is not None:
-                masks.prune_to(model, target)
+                schedule.prune(model, target)
                 tickets.add(round_, folder)
         tickets.publish(round_, score, monitor.time_left())
         schedule.rewind(model, theta)
@@ -195,6 +197,19 @@ def find_tickets(
         round_, start = round_ + 1, schedule.first_step(round_ + 1)
         monitor.save_checkpoint(round_, start)
         monitor.stop_if_asked()
+
+
+def train_to_theta_i(
+    trainer: Trainer, schedule: ImpSchedule, start: int, tickets: "TicketWriter", monitor: Monitor
+) -> dict[str, torch.Tensor]:
+    """Train from step `start` of the first round to step i; save and return theta_i, gamma_i."""
+    # start == i after a stop at step i: no step is left, but theta_i is not saved yet
+    plan = dataclasses.replace(schedule.plan(0), steps=schedule.rewind_steps)
+    trainer.train(plan, start, (schedule.order.seed, 0), monitor.after_step)
+    theta = masks.snapshot(trainer.model)
+    tickets.save_theta(theta)
+    trainer.reset_optimizer()  # as every later round starts
+    return theta
 
 
 class TicketWriter:
@@ -208,7 +223,7 @@ class TicketWriter:
         self._started = time.monotonic()
 
     def begin(self, round_: int) -> None:
-        """Start the clock of `round_`; later tickets, written before a fault, are found again."""
+        """Start the clock and drop tickets of later rounds; a resumed run finds them again."""
         self.tickets = [ticket for ticket in self.tickets if ticket.round <= round_]
         self._started = time.monotonic()
 
@@ -217,8 +232,8 @@ class TicketWriter:
         if not self.experiment.config.training.do_eval:
             return None
         end = (round_ + 1) * self.schedule.round_steps
-        mask = self._mask_in_training()
-        return self.evaluator.evaluate(step or end, mask, round_ + 1, final=step is None)
+        mask_info, final = self._mask_in_training(), step is None
+        return self.evaluator.evaluate(step or end, mask_info, round_ + 1, final=final, last=False)
 
     def score_within_round(self, step: int) -> None:
         """Evaluate at global `step`, unless a round ends there and is evaluated in any case."""
@@ -232,17 +247,17 @@ class TicketWriter:
             origin = self._origin(ticket.sparsity)
             return MaskInfo(ticket.sparsity, str(path), ticket.mask_sha256, origin)
         sparsity = self.initial_sparsity
-        return MaskInfo(sparsity, mask_info=self._origin(sparsity) if sparsity else None)
+        return MaskInfo(sparsity, origin=self._origin(sparsity) if sparsity else None)
 
     def _origin(self, sparsity: float) -> Origin:
         return self.schedule.origin(self.experiment.task.name, sparsity)
 
     def _folder(self, round_: int) -> Path:
         """Return checkpoint-STEP, where STEP is the global step at which `round_` ends."""
-        return self.run.path / files.checkpoint_name((round_ + 1) * self.schedule.round_steps)
+        return self.run.path / files.model_folder_name((round_ + 1) * self.schedule.round_steps)
 
     @contextlib.contextmanager
-    def checkpoint(self, round_: int) -> Iterator[Path | None]:
+    def round_folder(self, round_: int) -> Iterator[Path | None]:
         """Yield the folder of `round_` with the trained subnetwork; None on ranks above 0."""
         if not self.experiment.runtime.is_main:
             yield None

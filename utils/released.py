@@ -110,7 +110,7 @@ class ReleasedSchedule(ImpSchedule):
         """Prune theta_0 to the first sparsity (MLM)."""
         if not self.prune_first:
             return 0.0
-        masks.prune_to(model, self.sparsities[0])
+        self.prune(model, self.sparsities[0])
         return self.sparsities[0]
 
     def seed_generators(self, round_: int, rank: int) -> None:

@@ -12,7 +12,7 @@ from utils.data.cache import cached_arrays
 ARRAYS = {"ids": np.arange(300), "flags": np.ones(5, dtype=bool)}
 
 
-def cached(path, **options):
+def cached(path, overwrite=False):
     """The arrays of the cache, and how often they were built."""
     calls = []
 
@@ -20,7 +20,7 @@ def cached(path, **options):
         calls.append(1)
         return ARRAYS
 
-    found = cached_arrays(path, set(ARRAYS), build, **options)
+    found = cached_arrays(path, set(ARRAYS), build, overwrite)
     assert found.keys() == ARRAYS.keys()
     assert all(np.array_equal(found[name], ARRAYS[name]) for name in ARRAYS)
     return len(calls)

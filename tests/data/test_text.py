@@ -460,13 +460,13 @@ def test_a_disk_that_is_full(tokenizer, corpus, tmp_path, free):
     corpus.write_bytes(corpus.read_bytes() * 40)
     mount("-t", "tmpfs", "-o", "size=64k", "tmpfs", disk)
     try:
-        with contextlib.suppress(OSError), open(disk / "filler", "wb", buffering=0) as filler:
+        with contextlib.suppress(OSError), open(disk / "ballast", "wb", buffering=0) as ballast:
             while True:
-                filler.write(bytes(4096))
-        os.truncate(disk / "filler", (disk / "filler").stat().st_size - free)
+                ballast.write(bytes(4096))
+        os.truncate(disk / "ballast", (disk / "ballast").stat().st_size - free)
         with pytest.raises(UserError, match=f"{disk}: no space .* --cache_dir"):
             load(corpus, tokenizer, cache_dir=disk)
-        assert [path.name for path in disk.iterdir()] == ["filler"]
+        assert [path.name for path in disk.iterdir()] == ["ballast"]
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
 

@@ -18,7 +18,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "ticket", "wins"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """A small BERT, 20 wide, whose matrices are those of `small_mask`."""
+    """A small BERT, 20 wide, with the matrices of `small_mask`."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     BertModel(
@@ -95,7 +95,7 @@ def test_the_card_says_where_the_ticket_comes_from(model, exported):
 
 
 def test_exporting_the_exported_changes_nothing(model, exported, tmp_path):
-    export_ticket.export(exported, str(model), tmp_path / "again")
+    export_ticket.export(exported, str(model), tmp_path / "again", None)
     for name in ("model.safetensors", "mask.safetensors", "mask.safetensors.json", "config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (exported / name).read_bytes()
 
@@ -104,14 +104,14 @@ def test_a_released_float_mask_exports_without_an_origin(model, tmp_path):
     torch.save(
         {key: value.float() for key, value in small_mask(0.5, 1).items()}, tmp_path / "mask.pt"
     )
-    export_ticket.export(tmp_path / "mask.pt", str(model), tmp_path / "out")
+    export_ticket.export(tmp_path / "mask.pt", str(model), tmp_path / "out", None)
     assert "an unrecorded method" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_failed_export_leaves_nothing(model, exported, tmp_path):
     mask_files.save(small_mask(0.5, 1, layers=3), tmp_path / "mask.pt", Origin())
     with pytest.raises(UserError, match="unexpected key"):
-        export_ticket.export(tmp_path / "mask.pt", str(model), tmp_path / "out")
+        export_ticket.export(tmp_path / "mask.pt", str(model), tmp_path / "out", None)
     assert [entry.name for entry in sorted(tmp_path.iterdir())] == ["mask.pt", "mask.pt.json"]
     with pytest.raises(UserError, match="exists already"):
-        export_ticket.export(tmp_path / "mask.pt", str(model), exported)
+        export_ticket.export(tmp_path / "mask.pt", str(model), exported, None)

@@ -625,7 +625,7 @@ def test_recipes_may_differ_between_tasks_and_in_rows_of_no_table(tmp_path):
 @pytest.mark.parametrize(
     ("training", "message"),
     [
-        ({}, None),  # epochs, whose steps the row does not tell
+        ({}, None),  # epochs: the row does not say how many steps
         ({"max_steps": 180}, None),
         ({"max_steps": 720}, "is 720 steps in .*/a/seed1 and 180 steps in .*/b/seed1"),
         (

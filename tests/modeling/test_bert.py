@@ -25,8 +25,8 @@ from utils.modeling.bert import (
     load_tokenizer,
 )
 from utils.modeling.saving import (
+    load_initial_weights,
     match_names,
-    perturb,
     save_pretrained,
     save_weights,
 )
@@ -209,9 +209,9 @@ def test_weights_and_their_origin_are_saved_and_replace_the_encoder(folder, tmp_
     assert all(torch.equal(stored[name], value) for name, value in theta.items())
     plain = load_model(SequenceClassifier, str(folder / "bert"), task.bert_config, 1)
     head = plain.classifier.weight.clone()
-    assert perturb(plain, None, "pre") == ("pre", None)
-    assert perturb(plain, str(path), "rand")[0] == "rand+rewound"
-    name, origin = perturb(plain, str(path), "pre")
+    assert load_initial_weights(plain, None, "pre") == ("pre", None)
+    assert load_initial_weights(plain, str(path), "rand")[0] == "rand+rewound"
+    name, origin = load_initial_weights(plain, str(path), "pre")
     assert (name, origin.mode, origin.seed) == ("rewound", "rewound", 3)
     expected = theta["bert.encoder.layer.0.output.dense.weight_orig"]
     assert torch.equal(plain.bert.encoder.layer[0].output.dense.weight, expected)
@@ -232,7 +232,7 @@ def test_wrong_weights_are_refused_by_file_and_key(source, tmp_path, change, mes
     change(weights)
     torch.save(weights, path)
     with pytest.raises(UserError, match=re.escape(str(path)) + ".*" + re.escape(message)):
-        perturb(model, str(path), "pre")
+        load_initial_weights(model, str(path), "pre")
 
 
 # ---- compiled layers
@@ -252,7 +252,7 @@ def train_rounds(trainer, rows):
     """Two rounds of two steps on rows of several lengths, with a prune and a rewind after each."""
     theta, found = masks.snapshot(trainer.model), []
     for round_ in range(2):
-        seed_round(5, round_)
+        seed_round(5, round_, 0)
         trainer.model.train()
         for step in range(2):
             loss, norm = trainer.step([rows[round_ * 2 + step]], 1e-2, (5, round_, step))

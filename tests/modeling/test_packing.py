@@ -20,7 +20,7 @@ from small_tasks import (
 from torch import nn
 from transformers import BertForQuestionAnswering, BertForSequenceClassification
 
-from utils.data.rows import Rows
+from benchmarks.baseline import make_rows
 from utils.modeling.bert import load_model
 from utils.modeling.packing import pack
 
@@ -182,7 +182,7 @@ def test_a_bucketed_batch_has_the_same_loss_and_gradients(folder, name):
     [(64, 192, [64] * 3, True), (40, 128, [40] * 3 + [8], False)],
 )
 def test_full_rows_of_a_round_width_stay_full(width, tokens, lengths, full):
-    packed = pack(Rows.from_lists([[2] * width] * 3, [[0] * width] * 3), np.arange(3))
+    packed = pack(make_rows([[2] * width] * 3, [[0] * width] * 3), np.arange(3))
     found = packed.bucketed()
     assert packed.full and found.full == full
     assert found.ids.shape[1] == tokens and found.lengths.tolist() == lengths

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn.utils import prune
 from transformers import BertConfig
 
+from benchmarks.baseline import make_rows
 from utils.config import TrainingConfig
-from utils.data.rows import Rows
 from utils.modeling import attention
 from utils.modeling.packing import pack
 from utils.pruning import criteria, masks
@@ -31,7 +31,7 @@ def model():
 
 def forward(model):
     """The classifier's output for two rows."""
-    rows = Rows.from_lists([[2, 5, 6, 3], [2, 7, 3]], [[0] * 4, [0] * 3])
+    rows = make_rows([[2, 5, 6, 3], [2, 7, 3]], [[0] * 4, [0] * 3])
     batch = pack(rows, np.arange(2))
     return model.classifier(
         attention.pool(model.bert, attention.encode(model.bert, batch), batch.first)
@@ -227,7 +227,7 @@ def test_dense_state_is_the_plain_model_that_computes_the_same(cls):
     addresses = {plain.state_dict()[key].data_ptr() for key in state}
     assert all(plain.state_dict()[key].data_ptr() in addresses for key in missing)
     plain.load_state_dict(state, strict=False)
-    rows = pack(Rows.from_lists([[2, 5, 6, 3], [2, 7, 3]], [[0] * 4, [0] * 3]), np.arange(2))
+    rows = pack(make_rows([[2, 5, 6, 3], [2, 7, 3]], [[0] * 4, [0] * 3]), np.arange(2))
     for network in (model, plain):
         network.eval()
     assert torch.equal(attention.encode(model.bert, rows), attention.encode(plain.bert, rows))

@@ -340,7 +340,7 @@ def test_v2_always_has_a_text_and_no_answer_in_the_list(tokenizer):
     assert predictions == {
         "q1": "",
         "q2": "",
-    }  # nothing valid among the one best, and no window at all
+    }  # no valid answer among the best one, and no window at all
     assert [[entry["text"] for entry in nbest[name]] for name in ("q1", "q2")] == [
         ["empty", ""],
         ["empty", ""],

@@ -15,7 +15,7 @@ from utils.training.order import DataOrder
 
 
 class OneOfMany(Runtime):
-    """A rank whose sums stay its own."""
+    """A rank that adds nothing to its sums."""
 
     def sum(self, tensor):
         return tensor

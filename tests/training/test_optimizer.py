@@ -110,7 +110,7 @@ def test_a_step_that_the_loss_scaler_skips_changes_nothing():
 
 
 def test_the_schedule_is_linear_to_zero_after_the_warm_up():
-    rate = linear_schedule(2e-5, 10)
+    rate = linear_schedule(2e-5, 10, warmup=0)
     expected = [2e-5, 1e-5, 2e-6, 0, 0]
     assert [rate(step) for step in (0, 5, 9, 10, 11)] == pytest.approx(expected, abs=1e-18)
     rate = linear_schedule(2e-5, 10, warmup=4)

@@ -92,7 +92,7 @@ def test_training_resumes_from_a_checkpoint_bit_for_bit(folder):
     plan = StepPlan(5, lambda step: 1e-3 / (step + 1), lambda step: order.batches(0, step))
     trainer = Trainer(masked_model(folder, task), task, config, RUNTIME)
     recorder = Recorder(trainer)
-    seed_round(3, 0)
+    seed_round(3, 0, 0)
     trainer.train(StepPlan(2, plan.learning_rate, plan.batches), 0, (3, 0), recorder.after_step)
     state = {**trainer.state(), "generators": generator_state()}
     state["model"] = {name: value.clone() for name, value in state["model"].items()}

@@ -11,7 +11,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def cached_arrays(
-    path: Path, names: set[str], build: Callable[[], Arrays], overwrite: bool = False
+    path: Path, names: set[str], build: Callable[[], Arrays], overwrite: bool
 ) -> Arrays:
     """Return the arrays `names` in the .npz file `path`, or build and write them.
 

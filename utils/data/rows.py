@@ -2,7 +2,6 @@
 
 import zlib
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -35,13 +34,6 @@ class Rows:
         if rows is None:
             return np.diff(self.starts)
         return self.starts[rows + 1] - self.starts[rows]
-
-    @classmethod
-    def from_lists(cls, ids: list[list[int]], types: list[list[int]]) -> Self:
-        """Build rows from one list of ids and one list of token types per row."""
-        flat_ids, flat_types = np.concatenate(ids), np.concatenate(types)
-        starts = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-        return cls(flat_ids.astype(np.int32), flat_types.astype(np.uint8), starts)
 
 
 @dataclass

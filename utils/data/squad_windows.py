@@ -227,7 +227,7 @@ def _answer_span(
 ) -> tuple[int, int] | None:
     """First and last token of the answer, or of all words it touches if its WordPieces differ.
 
-    None if the answer's text is not in these words or the tokenizer drops all of it.
+    None if the answer's text is not in these words or the tokenizer drops it all.
     """
     text, at = example.answers[0]
     words = list(WORD.finditer(example.context))

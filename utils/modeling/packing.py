@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from utils.data.rows import Rows
 
-WIDTH_MULTIPLE = 32  # bucketed batches have widths that are multiples of it
+WIDTH_MULTIPLE = 32  # bucketed batches have widths that are multiples of this
 
 
 @dataclass

@@ -46,7 +46,9 @@ def match_names(weights: Weights, like: Weights) -> Weights:
     return {name: weights[name.replace("weight_orig", "weight")] for name in like}
 
 
-def perturb(model: BertTaskModel, path: str | None, init: str) -> tuple[str, Origin | None]:
+def load_initial_weights(
+    model: BertTaskModel, path: str | None, init: str
+) -> tuple[str, Origin | None]:
     """Set the encoder to the weights in `path`, if given; return their name and origin.
 
     The file is written by pertub_weight.py, or holds theta_i of an IMP run. Weights that it lacks

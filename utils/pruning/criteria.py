@@ -1,6 +1,7 @@
 """Pruning criteria: which weights a mask of a given sparsity keeps; one function each."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -8,6 +9,8 @@ from utils.pruning import selection
 
 Mask = dict[str, torch.Tensor]  # "NAME.weight_mask" -> bool tensor, True keeps the weight
 SUFFIX = ".weight_mask"
+# Maps trained weights, target sparsity and the mask of the weights still alive to a new mask
+Criterion = Callable[[dict[str, torch.Tensor], float, Mask], Mask]
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from utils.errors import UserError
 
 Tensors = dict[str, torch.Tensor]
 Array = Any  # a numpy array or a torch tensor: the code below uses what both offer
+MASKED = -1  # the magnitude of a masked weight: smaller than all others
 SAMPLE_EVERY = 509  # a prime, so that the sample covers all columns of a matrix
 
 
@@ -28,14 +29,14 @@ def drop_smallest(values: Tensors, kept: Tensors | None, count: int) -> Tensors:
     flattened entries. Raises UserError naming the first matrix with a NaN or infinite value, and
     ValueError if more than `count` weights are masked already.
     """
-    sizes = _sizes(values, kept)
-    threshold, smaller = _threshold(sizes, max(count, 1))
-    keep = sizes > threshold
-    ties = _library(sizes).argwhere(sizes == threshold)[:, 0]
-    kept_ties = ties[count - smaller :]
-    if threshold < 0 and len(kept_ties):
+    magnitudes = _magnitudes(values, kept)
+    threshold, smaller = _threshold(magnitudes, max(count, 1))
+    keep = magnitudes > threshold
+    ties = _library(magnitudes).argwhere(magnitudes == threshold)[:, 0]
+    kept_ties = ties[count - smaller :]  # `smaller` and the first ties make `count`: dropped
+    if threshold == MASKED and len(kept_ties):
         raise ValueError(
-            f"{len(ties)} of {len(sizes)} weights are masked already, more than {count}"
+            f"{len(ties)} of {len(magnitudes)} weights are masked already, more than {count}"
         )
     keep[kept_ties] = True
     pieces = torch.as_tensor(keep).split([value.numel() for value in values.values()])
@@ -47,41 +48,41 @@ def array(tensor: torch.Tensor) -> Array:
     return tensor.detach().numpy() if tensor.device.type == "cpu" else tensor.detach()
 
 
-def _sizes(values: Tensors, kept: Tensors | None) -> Array:
-    """Return |values| as one float32 row; a masked weight has size -1, smaller than all others."""
+def _magnitudes(values: Tensors, kept: Tensors | None) -> Array:
+    """Return |values| of all matrices, float32 [N]; MASKED for a masked weight."""
     device = next(iter(values.values())).device
-    sizes = array(torch.empty(sum(v.numel() for v in values.values()), device=device))
-    library = _library(sizes)
+    magnitudes = array(torch.empty(sum(v.numel() for v in values.values()), device=device))
+    library = _library(magnitudes)
     end = 0
     for name, value in values.items():
-        size = library.abs(array(value.float()))
-        if not math.isfinite(size.max()):
+        magnitude = library.abs(array(value.float()))
+        if not math.isfinite(magnitude.max()):
             raise UserError(
                 f"{name}.weight holds NaN or infinite values and cannot be ranked; lower "
                 "--learning_rate, or give finite weights"
             )
         if kept is not None:
             mask = array(kept[name].float())
-            size = size * mask + (mask - 1)
+            magnitude = magnitude * mask + (mask - 1)  # MASKED if the mask is 0
         start, end = end, end + value.numel()
-        sizes[start:end] = size.reshape(-1)
-    return sizes
+        magnitudes[start:end] = magnitude.reshape(-1)
+    return magnitudes
 
 
-def _threshold(sizes: Array, count: int) -> tuple[float, int]:
-    """Return the `count`-th smallest size and the number of sizes below it."""
-    low, high = _bracket(sizes[::SAMPLE_EVERY], count / len(sizes))
-    below = sizes < low
+def _threshold(magnitudes: Array, count: int) -> tuple[float, int]:
+    """Return the `count`-th smallest magnitude and the number below it."""
+    low, high = _bracket(magnitudes[::SAMPLE_EVERY], count / len(magnitudes))
+    below = magnitudes < low
     smaller = _count(below)
-    within = sizes[(sizes <= high) ^ below]
+    within = magnitudes[(magnitudes <= high) ^ below]
     if not smaller < count <= smaller + len(within):  # the sample is not representative
-        smaller, within = 0, sizes
+        smaller, within = 0, magnitudes
     threshold = _kth_smallest(within, count - smaller)
     return threshold, smaller + _count(within < threshold)
 
 
 def _bracket(sample: Array, rank: float) -> tuple[float, float]:
-    """Return bounds of the size at `rank` (0 to 1): five standard deviations on either side."""
+    """Return bounds five standard deviations around the magnitude at `rank` (0 to 1)."""
     margin = 2.5 * math.sqrt(len(sample)) + 1
     low = math.floor(rank * len(sample) - margin)
     high = math.ceil(rank * len(sample) + margin)
@@ -91,8 +92,8 @@ def _bracket(sample: Array, rank: float) -> tuple[float, float]:
     )
 
 
-def _kth_smallest(sizes: Array, k: int) -> float:
-    values = torch.as_tensor(sizes)
+def _kth_smallest(magnitudes: Array, k: int) -> float:
+    values = torch.as_tensor(magnitudes)
     if values.device.type == "cpu":
         return values.kthvalue(k).values.item()
     return values.sort().values[k - 1].item()  # kthvalue uses one of a GPU's many processors

@@ -60,9 +60,10 @@ def save(folder: Path, content: dict[str, Any]) -> None:
     round_, step = content["round"], content["step"]
     path = folder / f"{files.STATE}-{round_}-{step}-{digest[:16]}.pt"
     new.replace(path)
-    kept = _fallback(round_, [other for other in find(folder) if other.path != path])
-    for other in find(folder):
-        if other.path not in (path, kept):
+    others = [other for other in find(folder) if other.path != path]
+    kept = _fallback(round_, others)
+    for other in others:
+        if other.path != kept:
             other.path.unlink()
 
 

@@ -1,7 +1,7 @@
 """Scores of a model: results.jsonl, eval_results.txt and TensorBoard events."""
 
 import contextlib
-import dataclasses
+import functools
 import math
 import os
 import platform
@@ -25,20 +25,17 @@ class Evaluator:
     """Scores the model of a run on its task; `method`: "imp", "train" or "evaluate"."""
 
     def __init__(self, run: Run, method: str) -> None:
-        experiment = run.experiment
-        self.run = run
-        self.experiment = experiment
+        self.run, self.experiment = run, run.experiment
         self.events = TensorBoardEvents(run)
+        experiment, device = run.experiment, run.experiment.runtime.device
         versions = {name: version(name) for name in _VERSIONS}
-        device = experiment.runtime.device
-        self._base = EvaluationRecord(
+        self._record = functools.partial(
+            EvaluationRecord,
             task=experiment.task.name,
             method=method,
             init=experiment.init,
             init_info=experiment.init_info,
             seed=experiment.config.training.seed,
-            sparsity=0.0,
-            score=None,
             script=os.path.basename(sys.argv[0]),
             args=experiment.arguments,
             versions={"python": platform.python_version(), **versions},
@@ -46,41 +43,32 @@ class Evaluator:
         )
 
     def evaluate(
-        self,
-        step: int,
-        mask: MaskInfo,
-        round_: int | None = None,
-        *,
-        final: bool,
-        last: bool = False,
+        self, step: int, mask_info: MaskInfo, round_number: int | None, *, final: bool, last: bool
     ) -> float | None:
         """Score the model after `step` and return the score in percent points.
 
-        `final`: the end of a training or a round. `last`: the end of the run; its prediction files
-        carry no step.
+        `round_number` counts from 1, None: no IMP. `final`: the end of a training or a round.
+        `last`: the end of the run; its prediction files carry no step.
         """
-        task = self.experiment.task
-        metrics = task.evaluate(
-            self.experiment.model, self.experiment.runtime, self.run.path, None if last else step
-        )
+        task, model, runtime = self.experiment.task, self.experiment.model, self.experiment.runtime
+        metrics = task.evaluate(model, runtime, self.run.path, None if last else step)
         # JSON has no NaN
         finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
         score = finite[task.score_key]
-        record = dataclasses.replace(
-            self._base,
-            sparsity=mask.sparsity,
-            mask=mask.mask,
-            mask_sha256=mask.mask_sha256,
-            mask_info=mask.mask_info,
+        record = self._record(
+            sparsity=mask_info.sparsity,
+            mask=mask_info.file,
+            mask_sha256=mask_info.sha256,
+            mask_info=mask_info.origin,
             step=step,
-            round=round_,
+            round=round_number,
             final=final,
             metrics=finite,
             score=None if score is None else task.scale * score,
             wall_seconds=round(self.run.seconds(), 1),
         )
         self.run.append(record)
-        if self.experiment.runtime.is_main:
+        if runtime.is_main:
             lines = (f"{key} = {finite[key]}\n" for key in sorted(finite))
             files.write_text(self.run.path / files.EVAL_RESULTS, "".join(lines))
         for key, value in finite.items():
@@ -101,25 +89,21 @@ class TensorBoardEvents:
         """Write one point."""
         if not self._enabled:
             return
-        try:
-            self._write(tag, value, step)
-        except OSError as error:
-            self._enabled = False
-            files.warn(f"{self._folder}: {error.strerror}; no TensorBoard events from here on")
-
-    def _write(self, tag: str, value: float, step: int) -> None:
         # Not SummaryWriter: a full disk ends its thread, and its caller waits for it forever.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
-        if self._writer is None:
-            self._folder.mkdir(exist_ok=True)
-            self._writer = EventsWriter(str(self._folder / "events"))
-        self._writer.write_event(
-            Event(wall_time=time.time(), step=step, summary=scalar(tag, value))
-        )
-        self._writer.flush()
+        event = Event(wall_time=time.time(), step=step, summary=scalar(tag, value))
+        try:
+            if self._writer is None:
+                self._folder.mkdir(exist_ok=True)
+                self._writer = EventsWriter(str(self._folder / "events"))
+            self._writer.write_event(event)
+            self._writer.flush()
+        except OSError as error:
+            self._enabled = False
+            files.warn(f"{self._folder}: {error.strerror}; no TensorBoard events from here on")
 
     def close(self) -> None:
         """Close the event file."""
@@ -131,17 +115,9 @@ class TensorBoardEvents:
 def scores_table(task: Task, records: list[EvaluationRecord]) -> str:
     """Return the printed table of a run: one line per evaluation."""
     columns = task.columns or (list(records[0].metrics) if records else [task.score_key])
-    rows = [
-        [
-            str(record.round or "-"),
-            str(record.step),
-            f"{record.sparsity:.1%}",
-            *(_format(record.metrics.get(column)) for column in columns),
-        ]
-        for record in records
-    ]
+    rows = []
+    for record in records:
+        values = (record.metrics.get(column) for column in columns)
+        cells = ("-" if value is None else f"{value:.4f}" for value in values)
+        rows.append([str(record.round or "-"), str(record.step), f"{record.sparsity:.1%}", *cells])
     return format_table(["round", "step", "sparsity", *columns], rows)
-
-
-def _format(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

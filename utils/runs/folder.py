@@ -118,7 +118,7 @@ class OutputFolder:
         self._sweep()
 
     def check_held(self) -> None:
-        """Raise UserError if the folder or its lock was removed: new files would be a part."""
+        """Raise UserError if the folder was removed: the earlier files of this run are lost."""
         if not self._lock.is_held():
             raise UserError(
                 f"--output_dir {self.path}: removed while this run was writing there; the same "
@@ -137,18 +137,15 @@ class OutputFolder:
         """Return what to do: "finished", "continue" or "replace". Raises UserError."""
         output, owner = self._output, self.path / files.RUN
         found = files.read_json(owner)
-        if (
-            found is None
-            and owner.exists()
-            and not (output.restart and output.overwrite_output_dir)
-        ):
+        forced = output.restart and output.overwrite_output_dir
+        if found is None and owner.exists() and not forced:
             raise UserError(
                 f"{owner}: corrupt, so the owner of this folder is unknown; give --restart and "
                 "--overwrite_output_dir to replace it, or another folder"
             )
         differing = self._differences(found)
         ours = found is not None and not differing
-        unfinished = ours and found is not None and not found.get("finished")
+        unfinished = ours and not (found or {}).get("finished")
         if ours and not unfinished and not output.overwrite_output_dir and not output.restart:
             return "finished"
         if output.should_continue and not (unfinished and checkpoint.find(self.path)):
@@ -159,12 +156,10 @@ class OutputFolder:
             return "continue"
         may_replace = output.overwrite_output_dir or (unfinished and output.restart)
         if self._occupied() and not may_replace:
-            why = "is not empty"
-            if differing:
-                why = f"holds a run with other arguments ({summarize(differing)})"
+            other = f"holds a run with other arguments ({summarize(differing)})"
             raise UserError(
-                f"--output_dir {self.path} {why}; give --overwrite_output_dir to replace it, or "
-                "another folder"
+                f"--output_dir {self.path} {other if differing else 'is not empty'}; give "
+                "--overwrite_output_dir to replace it, or another folder"
             )
         self._spare_inputs()
         return "replace"
@@ -173,14 +168,17 @@ class OutputFolder:
         return [] if found is None else differences(found.get("arguments", {}), self.arguments)
 
     def _occupied(self) -> bool:
-        names = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
+        names = (entry.name for entry in self._entries())
         return any(name != files.LOCK and not files.is_leftover(name) for name in names)
+
+    def _entries(self) -> list[Path]:
+        return list(self.path.iterdir()) if self.path.is_dir() else []
 
     def _files_to_remove(self) -> list[Path]:
         """List the files of an earlier run by their names; a model that no run put there stays."""
         kept = () if (self.path / files.RUN).exists() else files.MODEL_FILES
-        entries = self.path.iterdir() if self.path.is_dir() else ()
-        return [entry for entry in entries if files.is_ours(entry.name) and entry.name not in kept]
+        names = (entry.name for entry in self._entries())
+        return [self.path / name for name in names if files.is_ours(name) and name not in kept]
 
     def _spare_inputs(self) -> None:
         """Raise UserError if this run reads a file or folder that it would remove."""

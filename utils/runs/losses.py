@@ -6,11 +6,11 @@ import math
 import numpy as np
 import torch
 
-from utils.errors import LossNotFinite
+from utils.errors import UserError
 
 
 class LossReader:
-    """Reads loss and gradient norm of each step, and keeps the losses of the last `window` steps.
+    """Reads loss and gradient norm of each step, and keeps the `recent` losses, at most `window`.
 
     Reading a GPU's values waits for it, so `add` stores tensors and `read` fetches them together.
     `skips_steps`: a loss scaler skips steps with infinite gradients.
@@ -18,46 +18,30 @@ class LossReader:
 
     def __init__(self, window: int, skips_steps: bool) -> None:
         self._skips_steps = skips_steps
-        self._losses: collections.deque[float] = collections.deque(maxlen=max(1, window))
-        self._unread: list[tuple[int, torch.Tensor, list[np.ndarray]]] = []
-
-    @property
-    def unread(self) -> int:
-        """Number of steps added since the last read."""
-        return len(self._unread)
+        self.recent: collections.deque[float] = collections.deque(maxlen=max(1, window))
+        self.unread: list[tuple[int, torch.Tensor, list[np.ndarray]]] = []
 
     def add(
         self, step: int, loss: torch.Tensor, grad_norm: torch.Tensor, batches: list[np.ndarray]
     ) -> None:
         """Add step `step` of a round, trained on the rows in `batches`."""
-        values = torch.stack((loss.float(), grad_norm.float()))
-        self._unread.append((step, values, batches))
+        self.unread.append((step, torch.stack((loss.float(), grad_norm.float())), batches))
 
     def read(self, round_: int) -> None:
         """Fetch and check the values of the unread steps, at least one, all of `round_`.
 
-        Raises LossNotFinite naming step and rows.
+        Raises UserError naming step and rows of a loss or norm that is not finite.
         """
-        values = torch.stack([pair for _, pair, _ in self._unread]).tolist()
-        for (step, _, batches), (loss, norm) in zip(self._unread, values, strict=True):
+        values = torch.stack([pair for _, pair, _ in self.unread]).tolist()
+        for (step, _, batches), (loss, norm) in zip(self.unread, values, strict=True):
             wrong = None if math.isfinite(loss) else f"the loss is {loss}"
             if wrong is None and not math.isfinite(norm) and not self._skips_steps:
                 wrong = f"the gradient norm is {norm}"
             if wrong:
                 rows = ", ".join(str(row) for batch in batches for row in batch)
-                raise LossNotFinite(
+                raise UserError(
                     f"{wrong} at step {step} of round {round_ + 1} (training rows {rows}); lower "
                     "--learning_rate; the last good checkpoint is kept"
                 )
-            self._losses.append(loss)
-        self._unread.clear()
-
-    @property
-    def last(self) -> float:
-        """The loss of the last step read."""
-        return self._losses[-1]
-
-    @property
-    def mean(self) -> float:
-        """The mean loss of the last steps read, at most `window`."""
-        return sum(self._losses) / len(self._losses)
+            self.recent.append(loss)
+        self.unread.clear()

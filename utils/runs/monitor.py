@@ -37,12 +37,10 @@ class Monitor:
         total_steps: int,
         periodic: Sequence[tuple[int, Callable[[int], Any]]],
     ) -> None:
-        experiment = evaluator.experiment
-        logging_steps = experiment.config.training.logging_steps
         self.trainer, self.run, self.events = trainer, evaluator.run, evaluator.events
-        self.runtime = experiment.runtime
+        self.runtime, logging_steps = trainer.runtime, trainer.config.logging_steps
         self._periodic = [(logging_steps, self._log), *periodic]
-        self._checkpoint_seconds = 60 * experiment.config.output.checkpoint_minutes
+        self._checkpoint_seconds = 60 * self.run.experiment.config.output.checkpoint_minutes
         self._losses = LossReader(logging_steps, skips_steps=trainer.scaler.is_enabled())
         self._learning_rate = 0.0  # of the last step
         self._total = total_steps
@@ -51,25 +49,24 @@ class Monitor:
         self._started = self._saved_at = time.monotonic()
         self._signal: int | None = None
         self._identity: dict[str, str] = {}
-        self._handlers = contextlib.ExitStack()
+        self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        self._bar = tqdm(
+        self._open.callback(self.events.close)
+        self._open.enter_context(handled_by(self._on_signal))
+        bar = tqdm(
             total=self._total,
             unit="step",
-            file=sys.stderr,
             dynamic_ncols=True,
             leave=False,
             mininterval=0.1 if sys.stderr.isatty() else LOG_FILE_SECONDS,
             disable=not self.runtime.is_main,
         )
-        self._handlers.enter_context(handled_by(self._on_signal))
+        self._bar = self._open.enter_context(bar)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
-        self._handlers.close()
-        self.events.close()
+        self._open.close()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._signal = number
@@ -97,7 +94,7 @@ class Monitor:
         due = time.monotonic() - self._saved_at > self._checkpoint_seconds
         save, stop = distributed.any_of(self.runtime, due, self._signal is not None)
         on_cpu = self.runtime.device.type == "cpu"
-        if calls or save or stop or on_cpu or self._losses.unread >= GPU_READ_EVERY:
+        if calls or save or stop or on_cpu or len(self._losses.unread) >= GPU_READ_EVERY:
             self.read_losses()
         self._bar.update()
         for call in calls:
@@ -109,15 +106,16 @@ class Monitor:
             self._stop()
 
     def read_losses(self) -> None:
-        """Read the losses since the last read. Raises LossNotFinite naming step and rows."""
+        """Read the losses since the last read. Raises UserError if one is not finite."""
         self.run.check_held()
         if self._losses.unread:
             self._losses.read(self._round)
-            self._bar.set_postfix(loss=f"{self._losses.last:.4f}", refresh=False)
+            self._bar.set_postfix(loss=f"{self._losses.recent[-1]:.4f}", refresh=False)
 
     def _log(self, step: int) -> None:
         self.events.scalar("lr", self._learning_rate, step)
-        self.events.scalar("loss", self._losses.mean, step)
+        recent = self._losses.recent
+        self.events.scalar("loss", sum(recent) / len(recent), step)
 
     def save_checkpoint(self, round_: int, step: int) -> None:
         """Save everything needed to resume after step `step` of `round_`."""

@@ -10,14 +10,9 @@ from typing import Any
 from utils import files
 from utils.pruning.origin import Origin
 
-_REQUIRED: dict[str, type | tuple[type, ...]] = {
-    "task": str,
-    "method": str,
-    "init": str,
-    "sparsity": (int, float),
-    "seed": int,
-    "score": (int, float, type(None)),
-}
+_NUMBERS = {"sparsity": int | float, "seed": int, "score": int | float | None}
+_REQUIRED: dict[str, Any] = {"task": str, "method": str, "init": str, **_NUMBERS}
+_ORIGINS = ("mask_info", "init_info")
 
 
 @dataclass(frozen=True)
@@ -25,9 +20,9 @@ class MaskInfo:
     """The mask of the subnetwork that a record scores; the default describes the dense model."""
 
     sparsity: float = 0.0
-    mask: str | None = None  # file
-    mask_sha256: str | None = None
-    mask_info: Origin | None = None
+    file: str | None = None
+    sha256: str | None = None
+    origin: Origin | None = None
 
 
 DENSE = MaskInfo()
@@ -49,7 +44,7 @@ class EvaluationRecord:
     mask_sha256: str | None = None
     mask_info: Origin | None = None
     step: int = 0
-    round: int | None = None
+    round: int | None = None  # counted from 1
     final: bool = True  # the end of a training or of a round
     metrics: dict[str, float | None] = field(default_factory=dict)
     args: dict[str, Any] = field(default_factory=dict)
@@ -67,31 +62,21 @@ class EvaluationRecord:
                 raise ValueError(f"no {key!r}")
             if not isinstance(content[key], kind) or isinstance(content[key], bool):
                 raise ValueError(f"{key!r} is {content[key]!r}")
-        for key in ("mask_info", "init_info", "args"):
+        for key in (*_ORIGINS, "args"):
             if not isinstance(content.get(key), dict | None):
                 raise ValueError(f"{key!r} is {content[key]!r}")
         known = {f.name for f in dataclasses.fields(cls)}
         values = {key: value for key, value in content.items() if key in known}
-        origins = {key: Origin.from_json(content.get(key)) for key in ("mask_info", "init_info")}
+        origins = {key: Origin.from_json(content.get(key)) for key in _ORIGINS}
         return cls(**{**values, **origins, "args": current_names(content.get("args") or {})})
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON values."""
-        row = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for key in ("mask_info", "init_info"):
-            row[key] = row[key] and row[key].to_json()
-        return row
-
-    @property
-    def mask_description(self) -> MaskInfo:
-        """The mask fields of this record."""
-        return MaskInfo(self.sparsity, self.mask, self.mask_sha256, self.mask_info)
+        return {k: v and v.to_json() if k in _ORIGINS else v for k, v in vars(self).items()}
 
 
 def current_names(arguments: dict[str, Any]) -> dict[str, Any]:
     """Rename recorded arguments to today's flags; earlier versions stored --dir as "init"."""
-    if "init" not in arguments:
-        return arguments
     return {("dir" if key == "init" else key): value for key, value in arguments.items()}
 
 

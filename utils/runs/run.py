@@ -11,12 +11,7 @@ from typing import Any, Self
 import torch
 
 from utils import files
-from utils.config import (
-    RunConfig,
-    SubnetworkConfig,
-    TrainingConfig,
-    flag_values,
-)
+from utils.config import RunConfig, SubnetworkConfig, TrainingConfig, flag_values
 from utils.errors import UserError
 from utils.modeling import saving
 from utils.modeling.bert import BertTaskModel, check_compiler, load_model
@@ -29,6 +24,8 @@ from utils.tasks.base import Task
 from utils.training import distributed
 from utils.training.optimizer import PaperAdamW
 from utils.training.trainer import Trainer
+
+PRETRAINED = SubnetworkConfig(dir="pre")
 
 
 @dataclass(frozen=True)
@@ -45,24 +42,13 @@ class Experiment:
 
     @classmethod
     def prepare(
-        cls,
-        task: Task,
-        config: RunConfig,
-        runtime: Runtime,
-        subnetwork: SubnetworkConfig | None = None,
+        cls, task: Task, config: RunConfig, runtime: Runtime, initial: SubnetworkConfig = PRETRAINED
     ) -> Self:
-        """Load the model of `task`: pre-trained, or with the weights that `subnetwork` names."""
-        init = (subnetwork and subnetwork.dir) or "pre"
-        model = load_model(
-            task.model_class,
-            config.model.model_name_or_path,
-            task.bert_config,
-            config.training.seed,
-            init,
-            config.model.cache_dir,
-        )
-        weights = subnetwork.weight_pertub if subnetwork else None
-        name, origin = saving.perturb(model, weights, init)
+        """Load the model of `task` with the `initial` weights."""
+        init, source = initial.dir or "pre", config.model.model_name_or_path
+        seed, cache_dir = config.training.seed, config.model.cache_dir
+        model = load_model(task.model_class, source, task.bert_config, seed, init, cache_dir)
+        name, origin = saving.load_initial_weights(model, initial.weight_pertub, init)
         return cls(task, model, config, runtime, name, origin)
 
     def trainer(self) -> Trainer:
@@ -73,9 +59,10 @@ class Experiment:
     @property
     def arguments(self) -> dict[str, Any]:
         """Every flag's value, and the number of processes if several: it changes the batches."""
-        processes = self.runtime.world_size
-        several = {"processes": processes} if processes > 1 else {}
-        return dict(sorted({**flag_values(self.config), **several}.items()))
+        values = flag_values(self.config)
+        if self.runtime.world_size > 1:
+            values["processes"] = self.runtime.world_size
+        return dict(sorted(values.items()))
 
 
 def start_runtime(training: TrainingConfig) -> Runtime:
@@ -115,13 +102,13 @@ class Run:
         If the folder may not be used, raises UserError on rank 0 and ends the other ranks.
         """
         folder = None
-        if experiment.runtime.is_main:
-            try:
-                arguments = experiment.arguments
-                folder = OutputFolder(experiment.config.output, arguments, finds_tickets)
-            except UserError:
-                distributed.broadcast(None)
-                raise
+        try:
+            if experiment.runtime.is_main:
+                output, arguments = experiment.config.output, experiment.arguments
+                folder = OutputFolder(output, arguments, finds_tickets)
+        except UserError:
+            distributed.broadcast(None)
+            raise
         finished = distributed.broadcast(folder.finished if folder else None)
         if finished is None:
             raise SystemExit(2)

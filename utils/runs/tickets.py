@@ -14,7 +14,7 @@ from utils.runs.records import MaskInfo
 class Ticket:
     """A mask found by IMP; its score is None until the next round has trained it."""
 
-    round: int  # from 1
+    round: int  # counted from 1; `round_` in the code counts from 0
     sparsity: float
     mask: str  # file, relative to the output folder
     mask_sha256: str
@@ -33,18 +33,17 @@ def read_tickets(folder: Path) -> list[Ticket] | None:
 def write_tickets(folder: Path, task: str, seed: Any, tickets: list[Ticket]) -> None:
     """Write the index, whole or not at all."""
     entries = [dataclasses.asdict(ticket) for ticket in tickets]
-    content = {"task": task, "seed": seed, "tickets": entries}
-    files.write_json(folder / files.TICKETS, content)
+    files.write_json(folder / files.TICKETS, {"task": task, "seed": seed, "tickets": entries})
 
 
-def mask_of_checkpoint(folder: Path, checkpoint: Path) -> MaskInfo | None:
-    """Return the mask that the model in `checkpoint` was trained with, None without an index."""
+def mask_of_model(folder: Path, model_folder: Path) -> MaskInfo | None:
+    """Return the mask that the model in `model_folder` was trained with, None without an index."""
     tickets = read_tickets(folder)
     if tickets is None:
         return None
-    step, found = files.checkpoint_step(checkpoint), MaskInfo()
+    step, found = files.model_folder_step(model_folder), MaskInfo()
     for ticket in tickets:
         path = folder / ticket.mask
-        if files.checkpoint_step(path.parent) < step:
+        if files.model_folder_step(path.parent) < step:
             found = MaskInfo(ticket.sparsity, str(path), ticket.mask_sha256, read_origin(path))
     return found

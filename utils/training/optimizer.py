@@ -60,7 +60,7 @@ class PaperAdamW(torch.optim.AdamW):
             group["lr"] = learning_rate
 
 
-def linear_schedule(peak: float, total: int, warmup: int = 0) -> Callable[[int], float]:
+def linear_schedule(peak: float, total: int, warmup: int) -> Callable[[int], float]:
     """Return step (from 0) -> learning rate.
 
     It rises linearly to `peak` over `warmup` steps, then falls linearly to 0 at step `total`.

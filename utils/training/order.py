@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from utils.config import TrainingConfig
-from utils.data.seeds import derive_seed
+from utils.data.seeds import ORDER, derive_seed
 from utils.modeling.runtime import Runtime
 
 
 @dataclass(frozen=True)
 class DataOrder:
-    """Batches of training rows: a new permutation each epoch, whose last batch may be short.
+    """Batches of training rows: a new permutation each epoch. Its last batch may be short.
 
     The batches of a step depend on (seed, round, epoch) only, so a run resumes at any step without
     the earlier ones. At the end of an epoch, batches that do not fill a step of `accumulation`
@@ -45,7 +45,7 @@ class DataOrder:
     @functools.lru_cache(maxsize=1)  # noqa: B019 - one epoch's permutation, used in all its steps
     def permutation(self, round_: int, epoch: int) -> np.ndarray:
         """Return the row numbers in the order of an epoch of a round, int64 [rows]."""
-        seed = derive_seed(self.seed, round_, epoch, 1)
+        seed = derive_seed(self.seed, round_, epoch, ORDER)
         return np.random.default_rng(seed).permutation(self.rows)
 
     def batches(self, round_: int, step: int) -> list[np.ndarray]:
@@ -56,7 +56,7 @@ class DataOrder:
         return [rows[at : at + self.batch_size] for at in range(0, len(rows), self.batch_size)]
 
 
-def seed_round(seed: int, round_: int, rank: int = 0) -> None:
+def seed_round(seed: int, round_: int, rank: int) -> None:
     """Seed the global generators (dropout) of a round; every rank draws other numbers."""
     torch.manual_seed(derive_seed(seed, round_, rank))
 

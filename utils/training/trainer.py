@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from utils.config import TrainingConfig
-from utils.data.seeds import derive_seed
+from utils.data.seeds import TASK, derive_seed
 from utils.modeling.bert import BertTaskModel, compile_layers
 from utils.modeling.packing import Batch
 from utils.modeling.runtime import Runtime
@@ -69,18 +69,18 @@ class Trainer:
         self.optimizer = self._optimizer_class(self.model, self.config)
 
     def step(
-        self, batches: list[np.ndarray], learning_rate: float, path: tuple[int, ...]
+        self, batches: list[np.ndarray], learning_rate: float, seed_path: tuple[int, ...]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take one optimizer step on the mean loss over `batches`.
 
-        `path` is the seed path of the step: (seed, round, step). Returns the loss, [], and the
+        `seed_path` is (seed, round, step). Returns the loss, [], and the
         gradient norm before clipping, [].
         """
         self.optimizer.set_lr(learning_rate)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.runtime.device)
         for number, rows, share in self.micro_batches(batches):
-            seed = derive_seed(*path, number, 3)
+            seed = derive_seed(*seed_path, number, TASK)
             batch = self.task.train_batch(rows, seed, self.runtime)
             if self.graphs:
                 total += self.graphs.backward(batch.bucketed(), len(batches), share)
@@ -127,14 +127,14 @@ class Trainer:
         return 4 * c.num_hidden_layers * per_token * int(lengths.sum()) / self.runtime.world_size
 
     def train(
-        self, plan: StepPlan, start: int, path: tuple[int, ...], after_step: AfterStep
+        self, plan: StepPlan, start: int, seed_path: tuple[int, ...], after_step: AfterStep
     ) -> None:
-        """Take the steps `start` to `plan.steps` of a round; `path` is (seed, round)."""
+        """Take the steps `start` to `plan.steps` of a round; `seed_path` is (seed, round)."""
         self.model.train()
         self.release_memory()
         for step in range(start, plan.steps):
             learning_rate, batches = plan.learning_rate(step), plan.batches(step)
-            loss, norm = self.step(batches, learning_rate, (*path, step))
+            loss, norm = self.step(batches, learning_rate, (*seed_path, step))
             self.release_memory(spare=2 * ACTIVATION_BYTES)
             after_step(step + 1, learning_rate, loss, norm, batches)
         self.model.zero_grad(set_to_none=True)
