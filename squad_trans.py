@@ -59,15 +59,14 @@ def main() -> None:
     """Run Algorithm 1, or train and score a subnetwork, or evaluate the model given."""
     config = cli.parse(Config, __doc__)
     runtime = start_runtime(config.training)
+    # data
+    task = SquadTask.load(config.data, config.model, config.training, config.output)
     if config.finds_tickets:
         say("squad_trans.py finds tickets (IMP): no --dir is given")
     elif config.training.do_train:
         say("squad_trans.py trains one network: --dir is given")
     else:
         say("squad_trans.py evaluates")
-
-    # data
-    task = SquadTask.load(config.data, config.model, config.training, config.output)
 
     # model (pre-trained, random or perturbed weights)
     experiment = Experiment.prepare(task, config, runtime, config.subnetwork)

@@ -60,7 +60,7 @@ def table2(found: Results, layout: Layout) -> Table:
     tickets = {task: found.cell(task, "IMP", percent) for task, percent in at.items()}
     for rule, name in RULE_NAMES.items():
         ours = {t: wins(tickets[t], full[t], rule) for t in at}
-        theirs = {t: wins(quoted("imp")[t], quoted("full")[t], rule) for t in at}
+        theirs = {t: wins(quoted("imp").get(t), quoted("full").get(t), rule) for t in at}
         layout.add(table, f"IMP wins by {name}", ours, theirs)
     for rule, name in RULE_NAMES.items():
         best = {task: sparsest(found, task, rule) for task in at}
@@ -146,7 +146,8 @@ def _figure2(layout: Layout, name: str, title: str, cells: dict[str, Cells]) -> 
     table = layout.table(name, title, "source \\ target", digits=2)
     table.header.append("dark")
     for source, row in cells.items():
-        verdicts = {t: wins(cell, cells[t][t], "strict") for t, cell in row.items()}
+        own = {t: cells[t][t] if t in cells else None for t in row}
+        verdicts = {t: wins(cell, own[t], "strict") for t, cell in row.items()}
         shaded = [cell and replace(cell, dark=bool(verdicts[t])) for t, cell in row.items()]
         known = [verdict for verdict in verdicts.values() if verdict is not None]
         count = f"{sum(known)} of {len(known)}" if known else None
@@ -173,7 +174,8 @@ def figure2_paper(layout: Layout) -> Table:
     """The paper's Figure 2 by the same rule, for the same targets."""
     cells: dict[str, Cells] = {}
     for source, row in paper.FIGURE2.items():
-        cells[source] = {task: Cell(row[task], None, n=0) for task in layout.tasks}
+        numbers = {task: row.get(task) for task in layout.tasks}
+        cells[source] = {t: None if n is None else Cell(n, None, n=0) for t, n in numbers.items()}
     title = "Figure 2 as the paper reports it (BERT-base, 70 %)"
     return _figure2(layout, "figure2_paper", title, cells)
 

@@ -68,6 +68,7 @@ class Layout:
 
     def percents(self, default: Mapping[str, int]) -> dict[str, float]:
         """Return the sparsity in percent of each task: the user's, else `default`'s."""
+        default = {**paper.OWN_SPARSITY, **default}
         return {task: self.sparsity or float(default[task]) for task in self.tasks}
 
     def table(self, name: str, title: str, corner: str = "", digits: int = 1) -> Table:

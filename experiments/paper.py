@@ -1,12 +1,28 @@
-"""Numbers of the paper: settings (Table 1), Tables 2 and 4, Figure 2 (arXiv 2007.12223)."""
+"""Numbers of the paper: settings (Table 1), Tables 2 and 4, Figure 2 (arXiv 2007.12223).
+
+OWN_TASKS lists tasks that the paper does not have.
+"""
 
 from dataclasses import dataclass
 
 from utils.errors import UserError
 
 _COLUMNS = ("MNLI", "QQP", "STS-B", "WNLI", "QNLI", "MRPC", "RTE", "SST-2", "CoLA", "SQuAD", "MLM")
-NAMES = {name.lower(): name for name in _COLUMNS}  # task in results.jsonl -> name in the paper
-TASKS = tuple(NAMES)
+TASKS = tuple(name.lower() for name in _COLUMNS)  # as results.jsonl has them
+
+
+@dataclass(frozen=True)
+class OwnTask:
+    """A task of yours, trained as the paper trains GLUE tasks."""
+
+    name: str  # printed; GlueSpec.name in lower case
+    steps_per_epoch: int
+    sparsity: int = 50  # percent at which subnetworks are compared
+
+
+_OWN: tuple[OwnTask, ...] = ()  # for example (OwnTask("MyTask", steps_per_epoch=7),)
+OWN_TASKS = {own.name.lower(): own for own in _OWN}
+NAMES = dict(zip(TASKS, _COLUMNS, strict=True)) | {t: own.name for t, own in OWN_TASKS.items()}
 OMP = "omp"  # the source of Figure 2's last row: theta_0 itself, pruned once
 SOURCES = NAMES | {OMP: "OMP of theta_0"}  # of masks
 TRANSFER_SPARSITY = 70  # percent, Figure 2
@@ -52,6 +68,7 @@ shuffled      70.1   79.2   19.6   53.3   62.0   69.6   52.7   82.6    4.0   24.
 """)
 SPARSITY = {task: int(percent) for task, percent in TABLE2["sparsity"].items()}
 STRICT_SPARSITY = {task: int(percent) for task, percent in TABLE2["strict"].items()}
+OWN_SPARSITY = {task: own.sparsity for task, own in OWN_TASKS.items()}
 
 # Score of the 70 % subnetwork minus the full network's: source -> target -> percent points
 #             MNLI    QQP  STS-B   WNLI   QNLI   MRPC    RTE  SST-2   CoLA  SQuAD    MLM
@@ -71,6 +88,7 @@ omp           0.07  -0.57  -3.12  -1.41  -0.01 -12.68  -7.32  -0.99 -22.30  -2.8
 """)
 
 _STEPS = {task: int(steps) for task, steps in TABLE2["steps"].items()}
+_STEPS |= {task: own.steps_per_epoch for task, own in OWN_TASKS.items()}
 HYPERPARAMETERS = {  # Table 1
     **{t: Hyperparameters(2e-5, 3, n, batch_size=32, length=128) for t, n in _STEPS.items()},
     "squad": Hyperparameters(3e-5, 2, _STEPS["squad"], batch_size=16, length=384, stride=128),
@@ -84,7 +102,7 @@ def task_keys(names: list[str] | None) -> tuple[str, ...]:
 
     None stands for the paper's eleven. Raises UserError for an unknown name.
     """
-    bare = {task.replace("-", ""): task for task in TASKS}
+    bare = {task.replace("-", ""): task for task in NAMES}
     keys = []
     for name in TASKS if names is None else names:
         key = bare.get(name.lower().replace("-", "").replace("_", ""))

@@ -22,7 +22,7 @@ from utils.errors import UserError
 _MINI = Hyperparameters(  # ours: for a small BERT and small data, minutes on a laptop
     learning_rate=5e-4, epochs=1, steps_per_epoch=200, batch_size=16, length=64, by_steps=True
 )
-MINI = dict.fromkeys(paper.TASKS, _MINI) | {"squad": replace(_MINI, length=128, stride=32)}
+MINI = dict.fromkeys(paper.NAMES, _MINI) | {"squad": replace(_MINI, length=128, stride=32)}
 
 
 @dataclass(frozen=True)
@@ -173,9 +173,10 @@ def command_list(args: argparse.Namespace) -> CommandList:
     tasks = paper.task_keys(args.tasks)
     rewound = ["MLM", "SQuAD"] if args.what == "figure_rewind" else args.tasks
     sources = paper.task_keys(args.sources or rewound)
-    sparsity = dict.fromkeys(paper.TASKS, paper.TRANSFER_SPARSITY)
+    sparsity = dict.fromkeys(paper.NAMES, paper.TRANSFER_SPARSITY)
     if args.what in ("table2", "table3", "table4"):
-        sparsity = paper.STRICT_SPARSITY if args.what == "table4" else paper.SPARSITY
+        theirs = paper.STRICT_SPARSITY if args.what == "table4" else paper.SPARSITY
+        sparsity = theirs | paper.OWN_SPARSITY
     for task, value in per_task("--sparsity", args.sparsity, float).items():
         sparsity = sparsity | {task: _percent("--sparsity", value)}
 

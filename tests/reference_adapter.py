@@ -234,7 +234,8 @@ def _lists(rows: Rows) -> list[tuple[list[int], list[int]]]:
 
 def glue_metrics(task: str, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The metrics of one GLUE task."""
-    return metrics.glue_metrics(task, predictions, labels)
+    spec = glue.find_spec(task)
+    return metrics.glue_metrics(spec.metric, predictions, labels, spec.with_f1)
 
 
 def squad_examples(file: Path, v2: bool) -> list[dict]:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from utils.config import check_bounds
 from utils.errors import UserError
+from utils.files import is_printing_process
 from utils.runs.signals import stopping_at_once
 
 Config = TypeVar("Config")
@@ -183,7 +184,7 @@ def _describe_runtime_error(error: RuntimeError) -> str:
 
 
 def _exit(message: str, code: int) -> NoReturn:
-    if code == 1 or os.environ.get("RANK", "0") == "0":
+    if code == 1 or is_printing_process():
         script = os.path.basename(sys.argv[0])
         print(f"{script}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     raise SystemExit(code)

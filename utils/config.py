@@ -64,7 +64,7 @@ class ModelConfig:
     )
     config_name: str | None = flag(None, "hub name or folder of another configuration")
     tokenizer_name: str | None = flag(None, "hub name or folder of another vocabulary")
-    cache_dir: str | None = flag(None, "folder for downloaded models and for feature caches")
+    cache_dir: str | None = flag(None, "folder for downloaded models and feature caches")
 
     @property
     def config_source(self) -> str:
@@ -224,10 +224,6 @@ class ImpConfig:
     no_rewind: bool = flag(
         False, "standard pruning: continue from each round's final weights (Table 3)"
     )
-
-    def __post_init__(self) -> None:
-        if self.no_rewind and self.rewind_steps:
-            raise UserError("--no_rewind and --rewind_steps exclude each other; give one")
 
 
 @dataclass(frozen=True)

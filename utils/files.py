@@ -91,9 +91,14 @@ def _is_final(name: str) -> bool:
     return name in RUN_FILES or bool(_NUMBERED.fullmatch(name)) or is_state(name)
 
 
+def is_printing_process() -> bool:
+    """Return whether this process prints: rank 0 of torchrun, or any process without torchrun."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
+
+
 def warn(message: str) -> None:
     """Print one warning on stderr without tearing the progress bar; only rank 0 prints."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_printing_process():
         from tqdm import tqdm
 
         tqdm.write(f"warning: {message}", file=sys.stderr)

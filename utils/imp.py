@@ -68,6 +68,8 @@ class ImpSchedule:
         steps_up = zip((0.0, *self.sparsities), self.sparsities, strict=False)
         if not all(a < b for a, b in steps_up) or self.sparsities[-1] > 1:
             raise UserError("--sparsities must rise strictly between 0 and 1, such as 0.2 0.5 0.9")
+        if self.rewind_steps and not self.rewinds:
+            raise UserError("--no_rewind and --rewind_steps exclude each other; give one")
         if self.round_steps < 1:
             raise UserError(
                 "--save_steps is the length of an IMP round and must be at least 1; left out, it "

@@ -124,6 +124,18 @@ def test_the_papers_own_tickets_under_both_rules():
     ]
 
 
+def test_a_task_that_the_paper_does_not_have_shows_no_number_of_the_paper(tmp_path, monkeypatch):
+    monkeypatch.setitem(paper.NAMES, "mine", "Mine")
+    monkeypatch.setitem(paper.OWN_SPARSITY, "mine", 30)
+    rows = trainings("mine", [80.0, 82.0])
+    rows += trainings("mine", [79.0, 81.0], mask=lambda seed: mask_info("mine", 0.3, seed))
+    write_rows(tmp_path, rows)
+    (table,), notices = built(tmp_path, "mine", only=["table2"])
+    assert notices == [] and shown(table, "sparsity, %", "Mine") == "30"
+    assert shown(table, "IMP f(x, m_IMP, theta_0)", "Mine").startswith("80.0")
+    assert {texts[1] for texts in table.texts("{}") if texts[0] == "  paper"} == {"-"}
+
+
 def test_a_tie_wins_in_spite_of_float_rounding():
     ticket, full = Cell(0.7, 0.1, 5), Cell(0.8, 0.0, 5)
     assert ticket.mean + ticket.std < full.mean and builders.wins(ticket, full, "ticket")

@@ -89,3 +89,12 @@ def test_a_row_without_a_required_key_is_left_out_and_named(tmp_path):
     del row["task"]
     path.write_text(json.dumps(row) + "\n")
     assert read_records(path) == ([], [f"{path}, line 1: no 'task'; left out"])
+
+
+def test_the_keys_of_a_row_keep_their_order():
+    record = EvaluationRecord(
+        task="rte", method="train", init="pre", seed=1, sparsity=0.0, score=50.0
+    )
+    keys = "task script method init init_info seed args versions device sparsity mask mask_sha256 "
+    keys += "mask_info step round final metrics score wall_seconds"
+    assert list(record.to_json()) == keys.split()

@@ -1,7 +1,10 @@
 """oneshot.py: magnitude and random masks of the weights that training starts from."""
 
 import json
+import os
+import signal
 
+import launch
 import pytest
 import tiny
 import torch
@@ -111,3 +114,22 @@ def test_random_masks_and_the_default_folder(folder, tmp_path, monkeypatch):
         1,
         0.5,
     )
+
+
+def one_shot_flags(folder, out):
+    named = {"weight": "pre", "model": "glue", "rate": 0.5, "output_dir": out}
+    named |= {"model_name_or_path": folder / "bert"}
+    return [word for name, value in named.items() for word in (f"--{name}", value)]
+
+
+def test_an_error_is_printed_even_if_the_environment_sets_a_rank(folder, tmp_path, monkeypatch):
+    """Job wrappers export RANK; only the other processes of torchrun stay silent."""
+    monkeypatch.setenv("RANK", "1")
+    ended = launch.run("oneshot.py", *one_shot_flags(folder, tmp_path), "--rate", 7)
+    assert ended.code == 2 and "--rate 7.0" in ended.err and ended.err.count("\n") == 1
+
+
+def test_a_signal_ends_with_the_exit_code_that_says_run_it_again(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(criteria, "magnitude", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    ended = launch.run("oneshot.py", *one_shot_flags(folder, tmp_path / "out"))
+    assert ended.code == 75 and not (tmp_path / "out").exists()

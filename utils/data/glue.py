@@ -23,6 +23,7 @@ _MATCHED, _MISMATCHED = {"dev": "dev_matched.tsv"}, {"dev_mismatched": "dev_mism
 _BINARY = ("0", "1")
 _ENTAILMENT = ("entailment", "not_entailment")
 _MNLI = ("contradiction", "entailment", "neutral")
+_COLA_COLUMNS = ("source", "label", "mark", "sentence")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,13 @@ class GlueSpec:
     label: str = "label"
     header: tuple[str, ...] | None = None  # columns of files without a header line
     files: Mapping[str, str] = field(default_factory=lambda: _FILES)  # split -> file name
+    metric: str = "acc"  # of the paper's tables: "acc", "mcc" or "pearson" (regression)
+    with_f1: bool = False  # F1 of the positive class beside the accuracy
     torn: bool = False  # the public files have a few rows with too few columns, to be left out
+
+    def __post_init__(self) -> None:
+        if (self.labels is None) != (self.metric == "pearson"):
+            raise ValueError(f"{self.name}: a regression, and only one, has the metric 'pearson'")
 
     @property
     def num_labels(self) -> int:
@@ -45,13 +52,13 @@ class GlueSpec:
 
 
 _ALL = (
-    GlueSpec("cola", _BINARY, "sentence", None, header=("source", "label", "mark", "sentence")),
+    GlueSpec("cola", _BINARY, "sentence", None, header=_COLA_COLUMNS, metric="mcc"),
     GlueSpec("mnli", _MNLI, label="gold_label", files=_FILES | _MATCHED | _MISMATCHED),
     GlueSpec("mnli-mm", _MNLI, label="gold_label", files={"train": "train.tsv"} | _MISMATCHED),
-    GlueSpec("mrpc", _BINARY, "#1 String", "#2 String", "Quality"),
+    GlueSpec("mrpc", _BINARY, "#1 String", "#2 String", "Quality", with_f1=True),
     GlueSpec("sst-2", _BINARY, "sentence", None),
-    GlueSpec("sts-b", None, label="score"),
-    GlueSpec("qqp", _BINARY, "question1", "question2", "is_duplicate", torn=True),
+    GlueSpec("sts-b", None, label="score", metric="pearson"),
+    GlueSpec("qqp", _BINARY, "question1", "question2", "is_duplicate", with_f1=True, torn=True),
     GlueSpec("qnli", _ENTAILMENT, "question", "sentence"),
     GlueSpec("rte", _ENTAILMENT),
     GlueSpec("wnli", _BINARY),

@@ -28,18 +28,20 @@ class MaskInfo:
 DENSE = MaskInfo()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluationRecord:
     """One evaluation. Scores are percent points, metrics are as the task computes them."""
 
     task: str
+    script: str = ""
     method: str  # "imp" (a round of IMP), "train" (a fine-tuning) or "evaluate"
     init: str  # initial weights: "pre", "rand" or the mode of the perturbation
-    seed: int
-    sparsity: float  # of the mask that the subnetwork is trained and scored with
-    score: float | None  # None if it is not defined, as the correlation of constant outputs
-    script: str = ""
     init_info: Origin | None = None
+    seed: int
+    args: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    device: str = "cpu"
+    sparsity: float  # of the mask that the subnetwork is trained and scored with
     mask: str | None = None
     mask_sha256: str | None = None
     mask_info: Origin | None = None
@@ -47,9 +49,7 @@ class EvaluationRecord:
     round: int | None = None  # counted from 1
     final: bool = True  # the end of a training or of a round
     metrics: dict[str, float | None] = field(default_factory=dict)
-    args: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    device: str = "cpu"
+    score: float | None  # None if it is not defined, as the correlation of constant outputs
     wall_seconds: float = 0.0
 
     @classmethod

@@ -158,16 +158,16 @@ class Run:
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Return the last intact checkpoint, None to start from scratch; remove later results."""
-        found = checkpoint.find(self.path)
-        while found:
-            latest = found.pop()
-            if latest.is_intact():
-                content = latest.load()
-                self._truncate_results(content["results_bytes"])
-                self._seconds_before = content["seconds"]
-                return content
-            fallback = f"resuming from {found[-1].path.name}" if found else "starting from scratch"
-            files.warn(f"{latest.path}: corrupt checkpoint; {fallback}")
+        newest_first = checkpoint.find(self.path)[::-1]
+        intact = next((found for found in newest_first if found.is_intact()), None)
+        instead = f"resuming from {intact.path.name}" if intact else "starting from scratch"
+        for corrupt in newest_first[: newest_first.index(intact) if intact else None]:
+            files.warn(f"{corrupt.path}: corrupt checkpoint; {instead}")
+        if intact:
+            content = intact.load()
+            self._truncate_results(content["results_bytes"])
+            self._seconds_before = content["seconds"]
+            return content
         if self.experiment.config.output.should_continue:
             raise UserError(
                 f"--should_continue: {self.path} holds no intact checkpoint; without the flag, "

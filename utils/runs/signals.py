@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from utils.files import is_printing_process
+
 RESUME_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, the same command resumes
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -36,7 +38,7 @@ def stopping_at_once() -> Iterator[None]:
     """End the process at once on a stop signal while no Monitor handles it."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        if os.environ.get("RANK", "0") == "0":
+        if is_printing_process():
             name = signal.Signals(number).name
             line = f"{name}: stopped; the same command resumes from what is saved\n"
             os.write(2, line.encode())  # the signal may have interrupted a print

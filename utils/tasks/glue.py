@@ -16,8 +16,8 @@ from utils.modeling.attention import encode, pool
 from utils.modeling.bert import BertTaskModel, SequenceClassifier
 from utils.modeling.packing import Packed
 from utils.modeling.runtime import Runtime
-from utils.tasks import metrics
 from utils.tasks.base import LabelledBatch, LabelledTask, load_bert
+from utils.tasks.metrics import glue_metrics
 
 
 @dataclass
@@ -33,7 +33,7 @@ class GlueTask(LabelledTask):
     model_class = SequenceClassifier
 
     def __post_init__(self) -> None:
-        self.name, self.score_key = self.spec.name, metrics.SCORE[self.spec.name]
+        self.name, self.score_key = self.spec.name, self.spec.metric
         self.logit_shape = (self.spec.num_labels,)
 
     @classmethod
@@ -73,8 +73,9 @@ class GlueTask(LabelledTask):
         for split, dev in self.dev.items():
             logits = self.predict(model, dev.rows, runtime)
             predictions = logits[:, 0] if self.spec.labels is None else logits.argmax(1)
-            for key, value in metrics.glue_metrics(self.name, predictions, dev.labels).items():
-                results[key + self._metric_suffix(split)] = value
+            spec, suffix = self.spec, self._metric_suffix(split)
+            found = glue_metrics(spec.metric, predictions, dev.labels, spec.with_f1)
+            results |= {key + suffix: value for key, value in found.items()}
         return results
 
     def _metric_suffix(self, split: str) -> str:

@@ -21,7 +21,6 @@ from utils.modeling.bert import BertTaskModel, MaskedLanguageModel
 from utils.modeling.packing import Batch, pack, send
 from utils.modeling.runtime import Runtime
 from utils.tasks.base import Task, input_file, load_bert
-from utils.tasks.metrics import SCORE
 
 EVALUATION_SEED = 20  # every run evaluates on the same masks
 PREDICTED_MULTIPLE = 128  # bucketed batches predict a multiple of so many tokens
@@ -112,7 +111,7 @@ class MlmTask(Task):
     train: Blocks | None = None
     dev: Blocks | None = None
 
-    name, score_key = "mlm", SCORE["mlm"]
+    name, score_key = "mlm", "accuracy"
     model_class = MaskedLanguageModel
 
     def __post_init__(self) -> None:
