@@ -1,5 +1,8 @@
 """Fetch GLUE, SQuAD v1.1 and WikiText-2 from their public homes, laid out as the scripts' commands expect them."""
 
+if __name__ == "__main__":
+    import _root  # noqa: F401
+
 import argparse
 import contextlib
 import hashlib
@@ -17,10 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
-
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # so that `python experiments/get_data.py` finds utils
 
 from utils import cli, files
 from utils.errors import UserError
