@@ -81,13 +81,16 @@ def _parts(values: Tensors, kept: Tensors | None) -> list[Part]:
     """Cut the matrices into parts. Raises UserError naming a matrix that is not finite."""
     flat = {name: array(value.float().reshape(-1)) for name, value in values.items()}
     masks = {name: array(mask.float().reshape(-1)) for name, mask in (kept or {}).items()}
-    for name, finite in zip(flat, _map(_is_finite, flat.values()), strict=True):
-        if not finite:
+    library = _library(next(iter(flat.values())))
+    largest = _map(lambda row: library.maximum(row.max(), -row.min()), flat.values())
+    finite = library.isfinite(library.stack(largest)).tolist()  # waits for a GPU once
+    for name, is_finite in zip(flat, finite, strict=True):
+        if not is_finite:
             raise UserError(
                 f"{name}.weight holds NaN or infinite values and cannot be ranked; lower "
                 "--learning_rate, or give finite weights"
             )
-    if isinstance(next(iter(flat.values())), torch.Tensor):
+    if library is torch:
         mask = torch.cat([masks[name] for name in flat]) if masks else None
         return [Part(torch.cat(list(flat.values())), mask)]
     return [
@@ -95,10 +98,6 @@ def _parts(values: Tensors, kept: Tensors | None) -> list[Part]:
         for name, row in flat.items()
         for at in range(0, len(row), PART)
     ]
-
-
-def _is_finite(row: Array) -> bool:
-    return math.isfinite(row.max()) and math.isfinite(row.min())
 
 
 def _threshold(parts: list[Part], count: int) -> tuple[float, int]:
