@@ -58,8 +58,8 @@ def transfers(table: Table) -> Figure:
     for y, (_, values) in enumerate(table.rows):
         for x, cell in enumerate(_cells(values[:-1])):
             fill = "white" if cell is None else DARK if cell.dark else LIGHT
-            look = {"facecolor": fill, "edgecolor": "white", "linewidth": 1}
-            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **look))
+            square = Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=fill, edgecolor="white")
+            axes.add_patch(square)
             text = f"{cell.mean:.2f}" if cell else DASH
             _number(axes, x, y, text, white=fill == DARK)
         axes.text(right, y, show(values[-1], 0), va="center", fontsize=7, color=TEXT)
