@@ -49,7 +49,9 @@ class ImpSchedule:
 
     @classmethod
     def from_config(cls, imp: ImpConfig, experiment: Experiment) -> Self:
-        """Return the schedule that the flags ask for."""
+        """Return the schedule that the flags ask for. Raises UserError if they conflict."""
+        if imp.no_rewind and imp.rewind_steps:
+            raise UserError("--no_rewind and --rewind_steps exclude each other; give one")
         training = experiment.config.training
         order = DataOrder.from_config(experiment.task.train_rows, training, experiment.runtime)
         total = order.total_steps(training.max_steps, training.num_train_epochs)
@@ -68,8 +70,6 @@ class ImpSchedule:
         steps_up = zip((0.0, *self.sparsities), self.sparsities, strict=False)
         if not all(a < b for a, b in steps_up) or self.sparsities[-1] > 1:
             raise UserError("--sparsities must rise strictly between 0 and 1, such as 0.2 0.5 0.9")
-        if self.rewind_steps and not self.rewinds:
-            raise UserError("--no_rewind and --rewind_steps exclude each other; give one")
         if self.round_steps < 1:
             raise UserError(
                 "--save_steps is the length of an IMP round and must be at least 1; left out, it "

@@ -164,6 +164,13 @@ def test_as_released_prunes_before_training_and_never_rewinds(data, tmp_path, st
     assert (start - end).abs().max() > 1e-3  # ... and not from theta_0
 
 
+def test_as_released_takes_a_rewinding_step_though_it_never_rewinds(data, tmp_path):
+    flags = ["--max_steps", 6, "--save_steps", 3, "--rewind_steps", 1, "--as_released"]
+    done("LT_pretrain.py", *command(data, tmp_path / "out", *bert(data), *flags))
+    origin = json.loads((tmp_path / "out" / "checkpoint-3" / "mask.pt.json").read_text())
+    assert (origin["rewind"], origin["rewind_steps"]) == ("none", 1)
+
+
 @pytest.mark.parametrize("released", [False, True])
 def test_the_order_of_the_data_restarts_or_continues(data, tmp_path, steps, released):
     flags = ["--as_released"] if released else []
