@@ -53,13 +53,14 @@ def run(experiment: Experiment, plan: StepPlan, mask_info: MaskInfo) -> None:
     training = experiment.config.training
     with Run.open(experiment, finds_tickets=False) as run_:
         if run_.finished:
-            say(f"{run_.path}: this run is finished; give --overwrite_output_dir to repeat it")
             return
         trainer, evaluator = experiment.trainer(), Evaluator(run_, "train")
 
         def evaluate(step: int) -> None:
+            if not training.do_eval:
+                return
             known = any(r.step == step and r.method == "train" for r in run_.records())
-            if training.do_eval and not distributed.broadcast(known):
+            if not distributed.broadcast(known):
                 last = step == plan.steps
                 evaluator.evaluate(step, mask_info, None, final=last, last=last)
 

@@ -151,7 +151,6 @@ def run(experiment: Experiment, schedule: ImpSchedule) -> None:
     training = experiment.config.training
     with Run.open(experiment, finds_tickets=True) as run_:
         if run_.finished:
-            say(f"{run_.path}: this run is finished; give --overwrite_output_dir to repeat it")
             return
         trainer, evaluator = experiment.trainer(), Evaluator(run_, "imp")
         tickets = TicketWriter(run_, schedule, evaluator)
@@ -271,10 +270,12 @@ class TicketWriter:
     def add(self, round_: int, folder: Path | None) -> None:
         """Save the mask pruned after `round_` in `folder`; raises if the ranks disagree on it."""
         mask = masks.current(self.experiment.model)
-        sparsity, digest = round(masks.sparsity(mask), 9), masks.digest(mask)
+        sparsity = round(masks.sparsity(mask), 9)
+        if folder is None:
+            digest = masks.digest(mask)
+        else:
+            digest = mask_files.save(mask, folder / files.MASK, self._origin(sparsity))
         distributed.check_same(digest, f"mask of round {round_ + 1}")
-        if folder is not None:
-            mask_files.save(mask, folder / files.MASK, self._origin(sparsity))
         path = f"{self._folder(round_).name}/{files.MASK}"
         self.tickets.append(Ticket(round_ + 1, sparsity, path, digest))
 

@@ -31,8 +31,8 @@ def shown(table, label: str, column: str) -> str:
 
 def under(table, label: str) -> list[str]:
     """Return the row of the paper below the row `label`."""
-    place = [name for name, _ in table.rows].index(label)
-    name, entries = table.rows[place + 1]
+    index = [name for name, _ in table.rows].index(label)
+    name, entries = table.rows[index + 1]
     assert name == "  paper"
     return [markup.show(entry, table.digits) for entry in entries]
 
@@ -302,7 +302,7 @@ def test_contradictions_are_left_out_with_a_notice_and_repetitions_count_once(tm
     assert found.full("rte") == Cell(60.0, None, 1)
     [notice] = found.notices
     assert "62.00" in notice and "63.50" in notice and "seed 2" in notice
-    assert all(f"{tmp_path / place / 'results.jsonl'}, line 2" in notice for place in "ab")
+    assert all(f"{tmp_path / folder / 'results.jsonl'}, line 2" in notice for folder in "ab")
 
 
 def test_bad_lines_are_left_out_with_a_notice(tmp_path):
@@ -392,8 +392,8 @@ def test_overlap_of_a_task_with_itself_compares_its_seeds(tmp_path):
 
 
 def test_different_masks_of_one_seed_are_left_out_with_a_notice(tmp_path):
-    for place, seed in (("a", 1), ("b", 2)):
-        save_mask(tmp_path / place, small_mask(0.7, seed), mask_info("rte", 0.7, 5))
+    for folder, seed in (("a", 1), ("b", 2)):
+        save_mask(tmp_path / folder, small_mask(0.7, seed), mask_info("rte", 0.7, 5))
     found = overlap.find(tmp_path, False, notices := [])
     assert found == [] and "different masks of rte, 70 %, seed 5" in notices[0]
 
@@ -681,11 +681,11 @@ def test_rounds_of_two_lengths_are_refused_but_not_two_numbers_of_rounds(tmp_pat
 
 
 def test_overlap_of_masks_found_by_two_recipes_is_refused(tmp_path):
-    for place, seed, rate in (("a", 1, 2e-5), ("b", 2, 1e-4)):
+    for folder, seed, rate in (("a", 1, 2e-5), ("b", 2, 1e-4)):
         info, arguments = mask_info("rte", 0.7, seed), ROUNDS | {"learning_rate": rate}
-        save_mask(tmp_path / place / "checkpoint-1260", small_mask(0.7, seed), info)
+        save_mask(tmp_path / folder / "checkpoint-1260", small_mask(0.7, seed), info)
         write_rows(
-            tmp_path / place,
+            tmp_path / folder,
             [row("rte", 50.0, seed, info, "imp", args=arguments, step=1440, round=8)],
         )
     with pytest.raises(UserError, match="RTE: --learning_rate is 2e-05"):

@@ -18,6 +18,7 @@ from utils.modeling.bert import BertTaskModel, check_compiler, load_model
 from utils.modeling.runtime import Runtime
 from utils.pruning.origin import Origin
 from utils.runs import checkpoint
+from utils.runs.console import say
 from utils.runs.folder import OutputFolder
 from utils.runs.records import EvaluationRecord, append_record, read_records
 from utils.tasks.base import Task
@@ -114,6 +115,8 @@ class Run:
             raise SystemExit(2)
         run = cls(experiment, folder)
         run.finished = finished
+        if finished:
+            say(f"{run.path}: this run is finished; give --overwrite_output_dir to repeat it")
         try:
             yield run
         finally:
