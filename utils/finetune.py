@@ -97,7 +97,6 @@ def evaluate(experiment: Experiment, mask_info: MaskInfo = DENSE) -> None:
     Rows are added, none is replaced. Raises UserError if every model of the run was removed.
     """
     run_ = Run(experiment, None)
-    run_.path.mkdir(parents=True, exist_ok=True)
     evaluator = Evaluator(run_, "evaluate")
     nn.Module.to(experiment.model, experiment.runtime.device)
     earlier = len(run_.records())
@@ -109,6 +108,9 @@ def evaluate(experiment: Experiment, mask_info: MaskInfo = DENSE) -> None:
             f"--eval_all_checkpoints: no checkpoint-STEP in {run_.path} has kept its model "
             "(--save_total_limit); leave the flag out to evaluate the model given"
         )
+    if not with_model:
+        bert.check_trained(experiment.model, experiment.config.model.model_name_or_path)
+    run_.path.mkdir(parents=True, exist_ok=True)
     for folder in with_model:
         bert.reload(experiment.model, str(folder))
         trained_with = mask_of_model(run_.path, folder) or mask_info

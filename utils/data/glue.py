@@ -23,6 +23,13 @@ _MATCHED, _MISMATCHED = {"dev": "dev_matched.tsv"}, {"dev_mismatched": "dev_mism
 _BINARY = ("0", "1")
 _ENTAILMENT = ("entailment", "not_entailment")
 _MNLI = ("contradiction", "entailment", "neutral")
+_NAMES = {  # of the classes 0 and 1, as in the data sets of run_glue
+    "cola": ("unacceptable", "acceptable"),
+    "mrpc": ("not_equivalent", "equivalent"),
+    "sst-2": ("negative", "positive"),
+    "qqp": ("not_duplicate", "duplicate"),
+    "wnli": ("not_entailment", "entailment"),
+}
 _COLA_COLUMNS = ("source", "label", "mark", "sentence")
 
 
@@ -48,7 +55,12 @@ class GlueSpec:
     @property
     def num_labels(self) -> int:
         """Number of outputs of the head: the classes, or 1 for regression."""
-        return 1 if self.labels is None else len(self.labels)
+        return len(self.classes)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the head's outputs in config.json."""
+        return _NAMES.get(self.name, self.labels or ("LABEL_0",))
 
 
 _ALL = (

@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import re
 import shutil
 import sysconfig
 from collections.abc import Callable
@@ -10,18 +11,31 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import AttentionInterface, BertConfig, BertModel, BertTokenizer
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.models.bert import modeling_bert
+from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
+from utils import files
 from utils.errors import UserError
 from utils.modeling.attention import PACKED_ROWS, packed_attention
-from utils.pruning import masks
+from utils.modeling.configuration import check_config
+from utils.pruning import mask_files, masks
 
 MAX_COMPILED = 32  # graphs of a layer: training or evaluation, full rows or not, ...
 COMPILERS = {"cpu": ("C++", "CXX", "g++", "clang++"), "cuda": ("C", "CC", "gcc", "clang")}
 REMEDY = "give --model_name_or_path a local folder with config.json, model weights and vocab.txt"
+POOLER = ["bert.pooler.dense.bias", "bert.pooler.dense.weight"]
+GENERIC = re.compile(r"(label_)?\d+")  # names of classes that say nothing
+# The settings of BertTokenizer, and how a normalizer shows them: a text and its normal form.
+NORMALIZATION = {
+    "do_lower_case": ("A", "a"),
+    "strip_accents": ("\u00e9", "e"),
+    "tokenize_chinese_chars": ("\u4e2d", " \u4e2d "),
+}
 
 
 class BertTaskModel(modeling_bert.BertPreTrainedModel):
@@ -33,6 +47,7 @@ class BertTaskModel(modeling_bert.BertPreTrainedModel):
 
     bert: BertModel
     trains_pooler: ClassVar[bool] = False  # whether the loss depends on the pooler
+    untrained: tuple[str, ...] = ()  # weights drawn by the seed, of those that scores depend on
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
@@ -67,20 +82,41 @@ def set_library_defaults() -> None:
 def load_tokenizer(source: str, lower: bool | None, cache_dir: str | None = None) -> BertTokenizer:
     """Return the WordPiece tokenizer of `source`; `lower` None keeps the model's own setting.
 
-    Raises UserError if there is none.
+    Raises UserError if there is none, or if its vocabulary lacks a special token.
     """
     _need_file(source, "vocab.txt", "tokenizer.json")
-    options = {} if lower is None else {"do_lower_case": lower}
+    own = _load(_normalization, source, cache_dir=cache_dir) if lower is None else {}
+    options = own if lower is None else {"do_lower_case": lower}
     tokenizer = _load(BertTokenizer.from_pretrained, source, cache_dir=cache_dir, **options)
+    # a missing token gets a new id; without any vocabulary, the five tokens are the vocabulary
+    words = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    names = [f"{name}_token" for name in ("pad", "unk", "cls", "sep", "mask")]
+    missing = [token for name in names if (token := str(getattr(tokenizer, name))) not in words]
+    if missing or len(words) <= len(names):
+        problem = f"the vocabulary has no {missing[0] if missing else 'WordPieces'}"
+        raise UserError(f"{source}: {problem}; give the vocab.txt of a BERT, one WordPiece a line")
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 
+def _normalization(source: str, cache_dir: str | None) -> dict[str, bool]:
+    """Return the settings that tokenizer.json has and tokenizer_config.json does not state."""
+    stated = get_tokenizer_config(source, cache_dir=cache_dir)
+    options = {"cache_dir": cache_dir, "_raise_exceptions_for_missing_entries": False}
+    file = cached_file(source, "tokenizer.json", **options)
+    normalizer = Tokenizer.from_file(file).normalizer if file else None
+    return {
+        name: normalizer is not None and normalizer.normalize_str(text) == normal
+        for name, (text, normal) in NORMALIZATION.items()
+        if file and stated.get(name) is None
+    }
+
+
 def load_config(source: str, cache_dir: str | None = None, **changes: Any) -> BertConfig:
     """Return the BERT configuration of `source`, with `changes`.
 
-    Raises UserError if there is none, or if it describes another kind of model.
+    Raises UserError if there is none, or if it describes a model that cannot run here.
     """
     _need_file(source, "config.json")
     changes["attn_implementation"] = PACKED_ROWS
@@ -89,6 +125,7 @@ def load_config(source: str, cache_dir: str | None = None, **changes: Any) -> Be
     kind = content.get("model_type", "bert")  # BertConfig accepts any model's
     if kind != "bert":
         raise UserError(f"{source}: a model of type {kind}, not a BERT; give a BERT")
+    check_config(source, config)
     return config
 
 
@@ -104,31 +141,81 @@ def load_model(
 
     init "pre": load the encoder from `source`, and the head if `source` has it; "rand": draw every
     weight. A draw depends on `seed` and the shapes only: the same encoder for every task, the same
-    head for every encoder.
-    Raises UserError that names the tensor if an encoder weight is missing or unexpected.
+    head for every encoder. `untrained` names what was drawn.
+    Raises UserError that names the tensor if an encoder weight is missing, unexpected or not
+    finite. A BERT without a pooler gets one, with a warning.
     """
     set_library_defaults()
     with torch.random.fork_rng(devices=[]):  # transformers draws weights, too
         if init == "rand":
             model = cls(config)
             draw_weights(model, seed)
+            model.untrained = ("every weight (--dir rand)",)
             return model
         assert source is not None, "pre-trained weights need a source"
         options: dict[str, Any] = {"config": config, "cache_dir": cache_dir, "dtype": torch.float32}
         options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        options |= {"key_mapping": {rf"^{mask_files.WRAPPER.pattern}": ""}}
         model, info = _load(cls.from_pretrained, source, **options)
-    mismatched = [key for key, *_ in info["mismatched_keys"]]
+    mismatched = {key for key, *_ in info["mismatched_keys"]}
+    absent = set(info["missing_keys"]) | mismatched
+    lacks_pooler = sorted(filter(_is_encoder_weight, absent)) == POOLER and not mismatched
     problems = {
-        "encoder weight {} is missing ({} in all); not a whole BERT": info["missing_keys"],
+        "encoder weight {} is missing ({} in all); not a whole BERT": (
+            set() if lacks_pooler else info["missing_keys"]
+        ),
         "encoder weight {} ({} in all) has another shape than config.json gives it": mismatched,
         "unexpected encoder weight {} ({} in all); not in config.json": info["unexpected_keys"],
     }
     for problem, keys in problems.items():
         if found := sorted(filter(_is_encoder_weight, keys)):
             raise UserError(f"{source}: {problem.format(found[0], len(found))}")
-    if info["missing_keys"] or mismatched:
+    if lacks_pooler:
+        files.warn(f"{source}: the model has no pooler; it is drawn by the seed {seed}")
+        pooler, generator = model.bert.pooler.dense, torch.Generator().manual_seed(seed + 2)
+        nn.init.normal_(pooler.weight, 0.0, config.initializer_range, generator)
+        nn.init.zeros_(pooler.bias)
+    if absent - set(POOLER):
         draw_weights(model, seed, head_only=True)
+    else:
+        _order_classes(model, source, cache_dir)
+    _check_finite(model, source)
+    model.untrained = tuple(sorted(absent if cls.trains_pooler else absent - set(POOLER)))
     return model
+
+
+def _check_finite(model: BertTaskModel, source: str) -> None:
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(torch.stack(parameter.detach().aminmax())).all():
+            raise UserError(f"{source}: {name} holds NaN or infinite values; give another model")
+
+
+def _order_classes(model: BertTaskModel, source: str, cache_dir: str | None) -> None:
+    """Put the classes of a classifier from `source` in the order of the task, by their names."""
+    if not isinstance(model, SequenceClassifier) or model.num_labels == 1:
+        return
+    if os.path.isdir(source) and not (Path(source) / "config.json").is_file():
+        return  # --config_name names another folder
+    content, _ = _load(BertConfig.get_config_dict, source, cache_dir=cache_dir)
+    own = list(map(_class_name, (model.config.id2label or {}).values()))
+    stored = {name: number for number, name in (content.get("id2label") or {}).items()}
+    # run_glue reads label2id; other code may have set only one of the two
+    for numbers in (content.get("label2id") or {}, stored):
+        rows = {_class_name(name): int(number) for name, number in numbers.items()}
+        if sorted(rows) == sorted(own) and sorted(rows.values()) == list(range(len(own))):
+            for parameter in model.classifier.parameters():
+                parameter.data = parameter.data[[rows[name] for name in own]]
+            return
+    named = list(map(_class_name, stored))
+    if not all(map(GENERIC.fullmatch, named)) and not all(map(GENERIC.fullmatch, own)):
+        files.warn(
+            f"{source}: the classes of its head are {', '.join(named)}, those of this task "
+            f"{', '.join(own)}; their order is kept"
+        )
+
+
+def _class_name(name: Any) -> str:
+    return re.sub(r"[\s_-]+", "_", str(name).strip().lower())
 
 
 def _is_encoder_weight(key: str) -> bool:
@@ -139,7 +226,7 @@ def _is_encoder_weight(key: str) -> bool:
 
 def _need_file(source: str, *names: str) -> None:
     """Without configuration or vocabulary, transformers would silently use its defaults."""
-    if os.path.isdir(source) and not any((Path(source) / name).exists() for name in names):
+    if os.path.isdir(source) and not any((Path(source) / name).is_file() for name in names):
         raise UserError(f"{source}: the model folder has no {names[0]}; put it there")
 
 
@@ -159,14 +246,13 @@ def _load(loader: Callable[..., Any], source: str, **options: Any) -> Any:
 def reload(model: BertTaskModel, folder: str) -> None:
     """Load the weights saved in `folder` into `model`; attached masks stay as they are.
 
-    Raises UserError if a weight is missing.
+    Raises UserError if a weight is missing, has another shape or is not finite.
     """
-    options = {"config": model.config, "output_loading_info": True}
-    saved, info = _load(type(model).from_pretrained, folder, **options)
-    if info["missing_keys"]:
+    saved = load_model(type(model), folder, model.config, seed=0)
+    if saved.untrained:
         raise UserError(
-            f"{folder}: {sorted(info['missing_keys'])[0]} is missing; this checkpoint belongs to "
-            "another task; leave out --eval_all_checkpoints, or give a run of this task"
+            f"{folder}: {saved.untrained[0]} is missing; this checkpoint belongs to another task; "
+            "leave out --eval_all_checkpoints, or give a run of this task"
         )
     plain = saved.state_dict()
     with torch.no_grad():
@@ -226,8 +312,22 @@ def check_compiler(device: torch.device) -> None:
     raise UserError(f"--compile needs {missing}; install it, or leave the flag out")
 
 
-def check_length(config: BertConfig, flag: str, length: int) -> None:
-    """Raise UserError if the model has no position embeddings for rows of `length` tokens."""
+def check_trained(model: BertTaskModel, source: str | None) -> None:
+    """Raise UserError if an evaluation would score weights that nobody trained."""
+    if model.untrained:
+        raise UserError(
+            f"{source or '--dir rand'}: untrained for this task: {', '.join(model.untrained)}; add "
+            "--do_train, or give --model_name_or_path a model that was trained on this task"
+        )
+
+
+def check_length(config: BertConfig, flag: str, length: int, texts: int = 1) -> None:
+    """Raise UserError if the model lacks embeddings for rows of `length` tokens in 1 or 2 texts."""
+    if config.type_vocab_size < texts:
+        raise UserError(
+            f"config.json: type_vocab_size {config.type_vocab_size}: this task has pairs of texts "
+            "and needs 2; give a model with two token types"
+        )
     positions = config.max_position_embeddings
     if not 3 <= length <= positions:
         raise UserError(f"{flag} {length} must lie between 3 and the model's {positions} positions")
@@ -235,8 +335,9 @@ def check_length(config: BertConfig, flag: str, length: int) -> None:
 
 def check_vocabulary(config: BertConfig, tokenizer: BertTokenizer) -> None:
     """Raise UserError if the tokenizer has WordPieces without an embedding in the model."""
-    if len(tokenizer) > config.vocab_size:
+    size = max(tokenizer.get_vocab().values()) + 1  # a vocabulary with duplicates skips ids
+    if size > config.vocab_size:
         raise UserError(
-            f"--tokenizer_name: the vocabulary has {len(tokenizer)} WordPieces, the model only "
+            f"--tokenizer_name: the vocabulary has {size} WordPieces, the model only "
             f"{config.vocab_size} embeddings; give the vocabulary that belongs to the model"
         )

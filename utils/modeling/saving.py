@@ -26,9 +26,20 @@ def save_pretrained(model: PreTrainedModel, tokenizer: BertTokenizer, folder: Pa
     config.save_pretrained(folder)
     save_file(masks.dense_state(model), folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save_pretrained(folder)
-    ids = tokenizer.get_vocab()
-    text = "".join(f"{word}\n" for word in sorted(ids, key=ids.__getitem__))
-    (folder / "vocab.txt").write_text(text, encoding="utf-8")
+    (folder / "vocab.txt").write_text(_vocabulary_text(tokenizer.get_vocab()), encoding="utf-8")
+
+
+def _vocabulary_text(ids: dict[str, int]) -> str:
+    """Return the lines of vocab.txt: the token with id n on line n + 1.
+
+    A duplicate in the source leaves an id without a token, and a token with a line break is only in
+    tokenizer.json. Such a line repeats the next token: readers use the last line of a token.
+    """
+    lines: list[str] = []
+    for token in sorted(ids, key=ids.__getitem__):
+        if "\n" not in token and "\r" not in token:
+            lines += [token] * (ids[token] + 1 - len(lines))
+    return "".join(f"{line}\n" for line in lines)
 
 
 def save_weights(weights: Weights, path: Path, origin: Origin) -> None:
@@ -71,7 +82,7 @@ def load_initial_weights(
         if shape != own:
             problem = f"{name} has shape {shape}, this model needs {own}"
             raise UserError(f"{path}: {problem}; the weights belong to another architecture")
-        if not torch.isfinite(values[name]).all():
+        if not torch.isfinite(values[name].float()).all():
             raise UserError(f"{path}: {name} holds NaN or infinite values; write the file again")
         parameter.data.copy_(values[name])
     origin = read_origin(Path(path))

@@ -7,6 +7,7 @@ raises UserError, which names the file and the key.
 import json
 import math
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from utils import files
@@ -27,6 +28,9 @@ from utils.pruning.origin import Origin, write_origin
 
 SHAPES = "bit_packed_shapes"  # metadata of a packed mask: key -> shape, as JSON
 ANOTHER = "not a mask, or a mask of another architecture"
+WRAPPER = re.compile(r"((module|_orig_mod|model)\.)+")  # of DataParallel, torch.compile, Lightning
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def save(mask: Mask, path: Path, origin: Origin) -> str:
@@ -84,7 +88,8 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
 def load_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
     """Return the dict of tensors in a torch file, on the CPU. `what` names the content in errors.
 
-    Raises UserError if the file is missing, empty, corrupt or holds anything else.
+    A prefix of all keys, such as `module.`, is removed. Raises UserError if the file is missing,
+    empty, corrupt or holds anything but dense tensors, of floats if `what` is "weight".
     """
     if not path.is_file():
         raise UserError(f"{path}: no such {what} file")
@@ -108,7 +113,22 @@ def load_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise UserError(f"{path}: key {key!r} does not name a tensor; not a {what} file")
+        _check_dense(path, key, value, FLOATS if what == "weight" else FLOATS + INTEGERS)
+    prefix = WRAPPER.match(next(iter(content)))
+    if prefix and all(key.startswith(prefix[0]) for key in content):
+        content = {key.removeprefix(prefix[0]): value for key, value in content.items()}
     return content
+
+
+def _check_dense(
+    path: Path, key: str, value: torch.Tensor, dtypes: tuple[torch.dtype, ...]
+) -> None:
+    special = [kind for kind in ("meta", "quantized", "nested") if getattr(value, f"is_{kind}")]
+    special += [] if value.layout == torch.strided else [str(value.layout)]
+    if special or value.dtype not in dtypes:
+        kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        found = " ".join([*special, str(value.dtype)]).replace("torch.", "")
+        raise UserError(f"{path}: {key} is a tensor of {found}; save it as a dense one of {kinds}")
 
 
 def _check_crc(path: Path) -> None:
@@ -145,7 +165,7 @@ def unpack_mask(path: Path) -> Mask:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             packed = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
+    except Exception as error:  # as for torch files
         raise UserError(
             f"{path}: corrupt, or not a safetensors file ({error}); export the ticket again"
         ) from error
@@ -153,7 +173,7 @@ def unpack_mask(path: Path) -> Mask:
         raise UserError(f"{path}: not a packed mask (no {SHAPES!r} in the file's metadata)")
     try:
         shapes = json.loads(metadata[SHAPES])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: corrupt {SHAPES!r} ({error}); export the ticket again") from error
     if not isinstance(shapes, dict) or set(shapes) != set(packed) or not packed:
         wrong = sorted(set(shapes) ^ set(packed))[:1] if isinstance(shapes, dict) else []

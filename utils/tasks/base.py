@@ -1,6 +1,7 @@
 """What a task is to IMP, fine-tuning and evaluation, and what GLUE and SQuAD share."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,9 +60,19 @@ class Task(Protocol):
 
 
 def load_bert(
-    model: ModelConfig, lower_case: bool | None, **changes: Any
+    model: ModelConfig,
+    lower_case: bool | None,
+    classes: Sequence[str] = ("LABEL_0", "LABEL_1"),
+    problem_type: str | None = None,
 ) -> tuple[BertTokenizer, BertConfig]:
-    """Return vocabulary and configuration with `changes`. Raises UserError if they do not match."""
+    """Return vocabulary and configuration, with the head's `classes` instead of those stored.
+
+    The default is right for every head without classes: two outputs, such as start and end.
+    Raises UserError if vocabulary and configuration do not match.
+    """
+    numbers = {name: number for number, name in enumerate(classes)}
+    head = {"num_labels": len(numbers), "id2label": dict(enumerate(classes)), "label2id": numbers}
+    changes = {**head, "problem_type": problem_type}
     config = bert.load_config(model.config_source, model.cache_dir, **changes)
     tokenizer = bert.load_tokenizer(model.tokenizer_source, lower_case, model.cache_dir)
     bert.check_vocabulary(config, tokenizer)

@@ -42,8 +42,10 @@ class GlueTask(LabelledTask):
     ) -> Self:
         """Load tokenizer, configuration and the splits needed. Raises UserError."""
         spec = glue.find_spec(data.task_name)
-        tokenizer, config = load_bert(model, data.do_lower_case, num_labels=spec.num_labels)
-        bert.check_length(config, "--max_seq_length", data.max_seq_length)
+        problem = "regression" if spec.labels is None else "single_label_classification"
+        tokenizer, config = load_bert(model, data.do_lower_case, spec.classes, problem)
+        texts = 2 if spec.text_b else 1
+        bert.check_length(config, "--max_seq_length", data.max_seq_length, texts)
 
         def read(split: str) -> LabelledRows:
             return glue.load(spec, Path(data.data_dir), split, tokenizer, data.max_seq_length)

@@ -51,7 +51,7 @@ class SquadTask(LabelledTask):
         train_file = input_file(training, "do_train", data, "train_file")
         dev_file = input_file(training, "do_eval", data, "predict_file")
         tokenizer, config = load_bert(model, data.do_lower_case)
-        bert.check_length(config, "--max_seq_length", data.max_seq_length)
+        bert.check_length(config, "--max_seq_length", data.max_seq_length, texts=2)
 
         def read(file: Path, is_train: bool) -> Dev:
             cache_dir, overwrite = model.cache_dir, output.overwrite_cache
