@@ -3,7 +3,7 @@
 import functools
 import logging
 import os
-import re
+import pickle
 import shutil
 import sysconfig
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import AttentionInterface, BertConfig, BertModel, BertTokenizer
+from transformers import AttentionInterface, BertConfig, BertModel, BertTokenizer, modeling_utils
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.models.bert import modeling_bert
 from transformers.utils import cached_file
@@ -22,14 +22,14 @@ from transformers.utils import logging as hf_logging
 from utils import files
 from utils.errors import UserError
 from utils.modeling.attention import PACKED_ROWS, packed_attention
-from utils.modeling.configuration import check_config
+from utils.modeling.configuration import check_config, order_of_classes
 from utils.pruning import mask_files, masks
 
 MAX_COMPILED = 32  # graphs of a layer: training or evaluation, full rows or not, ...
 COMPILERS = {"cpu": ("C++", "CXX", "g++", "clang++"), "cuda": ("C", "CC", "gcc", "clang")}
 REMEDY = "give --model_name_or_path a local folder with config.json, model weights and vocab.txt"
-POOLER = ["bert.pooler.dense.bias", "bert.pooler.dense.weight"]
-GENERIC = re.compile(r"(label_)?\d+")  # names of classes that say nothing
+POOLER = {"bert.pooler.dense.bias", "bert.pooler.dense.weight"}
+WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")  # the first kind wins
 # The settings of BertTokenizer, and how a normalizer shows them: a text and its normal form.
 NORMALIZATION = {
     "do_lower_case": ("A", "a"),
@@ -103,8 +103,9 @@ def load_tokenizer(source: str, lower: bool | None, cache_dir: str | None = None
 def _normalization(source: str, cache_dir: str | None) -> dict[str, bool]:
     """Return the settings that tokenizer.json has and tokenizer_config.json does not state."""
     stated = get_tokenizer_config(source, cache_dir=cache_dir)
-    options = {"cache_dir": cache_dir, "_raise_exceptions_for_missing_entries": False}
-    file = cached_file(source, "tokenizer.json", **options)
+    causes = ("missing_entries", "connection_errors")
+    quiet = {f"_raise_exceptions_for_{cause}": False for cause in causes}
+    file = cached_file(source, "tokenizer.json", cache_dir=cache_dir, **quiet)
     normalizer = Tokenizer.from_file(file).normalizer if file else None
     return {
         name: normalizer is not None and normalizer.normalize_str(text) == normal
@@ -119,13 +120,13 @@ def load_config(source: str, cache_dir: str | None = None, **changes: Any) -> Be
     Raises UserError if there is none, or if it describes a model that cannot run here.
     """
     _need_file(source, "config.json")
-    changes["attn_implementation"] = PACKED_ROWS
     config = _load(BertConfig.from_pretrained, source, cache_dir=cache_dir, **changes)
     content, _ = _load(BertConfig.get_config_dict, source, cache_dir=cache_dir)
     kind = content.get("model_type", "bert")  # BertConfig accepts any model's
     if kind != "bert":
         raise UserError(f"{source}: a model of type {kind}, not a BERT; give a BERT")
     check_config(source, config)
+    config._attn_implementation = PACKED_ROWS
     return config
 
 
@@ -158,12 +159,11 @@ def load_model(
         options |= {"key_mapping": {rf"^{mask_files.WRAPPER.pattern}": ""}}
         model, info = _load(cls.from_pretrained, source, **options)
     mismatched = {key for key, *_ in info["mismatched_keys"]}
-    absent = set(info["missing_keys"]) | mismatched
-    lacks_pooler = sorted(filter(_is_encoder_weight, absent)) == POOLER and not mismatched
+    absent = mismatched | info["missing_keys"]
+    lacks_pooler = set(filter(_is_encoder_weight, absent)) == POOLER and not mismatched & POOLER
+    missing = info["missing_keys"] - (POOLER if lacks_pooler else set())
     problems = {
-        "encoder weight {} is missing ({} in all); not a whole BERT": (
-            set() if lacks_pooler else info["missing_keys"]
-        ),
+        "encoder weight {} is missing ({} in all); not a whole BERT": missing,
         "encoder weight {} ({} in all) has another shape than config.json gives it": mismatched,
         "unexpected encoder weight {} ({} in all); not in config.json": info["unexpected_keys"],
     }
@@ -171,17 +171,28 @@ def load_model(
         if found := sorted(filter(_is_encoder_weight, keys)):
             raise UserError(f"{source}: {problem.format(found[0], len(found))}")
     if lacks_pooler:
-        files.warn(f"{source}: the model has no pooler; it is drawn by the seed {seed}")
+        files.warn(f"{source}: no pooler, which masks cover; it is drawn by the seed {seed}")
         pooler, generator = model.bert.pooler.dense, torch.Generator().manual_seed(seed + 2)
         nn.init.normal_(pooler.weight, 0.0, config.initializer_range, generator)
         nn.init.zeros_(pooler.bias)
-    if absent - set(POOLER):
+    if absent - POOLER:
         draw_weights(model, seed, head_only=True)
     else:
-        _order_classes(model, source, cache_dir)
+        _load(functools.partial(_order_classes, model), source, cache_dir=cache_dir)
+    _load(_check_dtypes, source)
     _check_finite(model, source)
-    model.untrained = tuple(sorted(absent if cls.trains_pooler else absent - set(POOLER)))
+    model.untrained = tuple(sorted(absent if cls.trains_pooler else absent - POOLER))
     return model
+
+
+def _check_dtypes(source: str) -> None:
+    """Raise ValueError for weights that are no floats; transformers would cast them."""
+    found = [sorted(Path(source).glob(pattern)) for pattern in WEIGHT_FILES]
+    for file in next(filter(None, found), []):
+        for key, value in modeling_utils.load_state_dict(str(file), map_location="meta").items():
+            is_float = getattr(value, "dtype", None) in mask_files.FLOATS
+            if key.endswith(("weight", "bias", "gamma", "beta")) and not is_float:
+                raise ValueError(f"{file.name}: {key} has the type {value.dtype}, not a float")
 
 
 def _check_finite(model: BertTaskModel, source: str) -> None:
@@ -192,30 +203,13 @@ def _check_finite(model: BertTaskModel, source: str) -> None:
 
 def _order_classes(model: BertTaskModel, source: str, cache_dir: str | None) -> None:
     """Put the classes of a classifier from `source` in the order of the task, by their names."""
-    if not isinstance(model, SequenceClassifier) or model.num_labels == 1:
-        return
-    if os.path.isdir(source) and not (Path(source) / "config.json").is_file():
-        return  # --config_name names another folder
-    content, _ = _load(BertConfig.get_config_dict, source, cache_dir=cache_dir)
-    own = list(map(_class_name, (model.config.id2label or {}).values()))
-    stored = {name: number for number, name in (content.get("id2label") or {}).items()}
-    # run_glue reads label2id; other code may have set only one of the two
-    for numbers in (content.get("label2id") or {}, stored):
-        rows = {_class_name(name): int(number) for name, number in numbers.items()}
-        if sorted(rows) == sorted(own) and sorted(rows.values()) == list(range(len(own))):
-            for parameter in model.classifier.parameters():
-                parameter.data = parameter.data[[rows[name] for name in own]]
-            return
-    named = list(map(_class_name, stored))
-    if not all(map(GENERIC.fullmatch, named)) and not all(map(GENERIC.fullmatch, own)):
-        files.warn(
-            f"{source}: the classes of its head are {', '.join(named)}, those of this task "
-            f"{', '.join(own)}; their order is kept"
-        )
-
-
-def _class_name(name: Any) -> str:
-    return re.sub(r"[\s_-]+", "_", str(name).strip().lower())
+    own = list((model.config.id2label or {}).values())
+    without = os.path.isdir(source) and not (Path(source) / "config.json").is_file()
+    if isinstance(model, SequenceClassifier) and len(own) > 1 and not without:
+        content, _ = BertConfig.get_config_dict(source, cache_dir=cache_dir)
+        rows = order_of_classes(source, own, content)
+        for parameter in model.classifier.parameters():
+            parameter.data = parameter.data[rows]
 
 
 def _is_encoder_weight(key: str) -> bool:
@@ -239,7 +233,9 @@ def _load(loader: Callable[..., Any], source: str, **options: Any) -> Any:
         problem = "no such model folder, and not available from the hub"
         if os.path.isdir(source):
             problem = "the model folder cannot be loaded"
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+        reason = " ".join(str(error).split())[:150] or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's message advises to trust the file
+            reason = "its weights are not tensors only; refused, none of their code was run"
         raise UserError(f"{source}: {problem} ({reason}); {REMEDY}") from error
 
 
@@ -325,8 +321,8 @@ def check_length(config: BertConfig, flag: str, length: int, texts: int = 1) -> 
     """Raise UserError if the model lacks embeddings for rows of `length` tokens in 1 or 2 texts."""
     if config.type_vocab_size < texts:
         raise UserError(
-            f"config.json: type_vocab_size {config.type_vocab_size}: this task has pairs of texts "
-            "and needs 2; give a model with two token types"
+            f"the model's config.json: type_vocab_size {config.type_vocab_size}: this task has "
+            "pairs of texts and needs 2; give a model with two token types"
         )
     positions = config.max_position_embeddings
     if not 3 <= length <= positions:
