@@ -109,7 +109,7 @@ def evaluate(experiment: Experiment, mask_info: MaskInfo = DENSE) -> None:
             "(--save_total_limit); leave the flag out to evaluate the model given"
         )
     if not with_model:
-        bert.check_trained(experiment.model, experiment.config.model.model_name_or_path)
+        bert.check_trained(experiment.model, experiment.config.model.config_source)
     run_.path.mkdir(parents=True, exist_ok=True)
     for folder in with_model:
         bert.reload(experiment.model, str(folder))

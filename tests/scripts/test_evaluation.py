@@ -5,6 +5,7 @@ import shutil
 import glue_runs
 import launch
 import pytest
+import refusals
 from glue_runs import evaluation
 from launch import done, results
 from safetensors.torch import load_file, save_file
@@ -35,7 +36,8 @@ def test_a_saved_subnetwork_evaluates_to_its_recorded_score(data, finished, tmp_
 
 
 def test_evaluation_with_a_mask_scores_the_masked_model(data, finished, tmp_path):
-    flags = evaluation(data, tmp_path / "out", "--dir", "pre")
+    model = finished / "checkpoint-4"
+    flags = evaluation(data, tmp_path / "out", "--dir", "pre", model=model)
     done("glue_trans.py", *flags)
     done("glue_trans.py", *flags, "--mask_dir", finished / "checkpoint-36" / "mask.pt")
     dense, masked = results(tmp_path / "out")
@@ -77,3 +79,36 @@ def test_checkpoints_of_another_task_or_without_models_are_refused(data, finishe
     for config in folder.glob("checkpoint-*/config.json"):
         config.unlink()
     assert_refused("has kept its model")
+
+
+@pytest.mark.parametrize(
+    "flags", [("--dir", "pre"), ("--dir", "rand"), ("--eval_all_checkpoints",)]
+)
+def test_weights_that_nobody_trained_are_not_scored(data, tmp_path, flags):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "eval_results.txt").write_text("pearson = 0.9\n")
+    script = "glue_trans.py" if "--dir" in flags else "LT_glue.py"
+    ended = launch.run(script, *evaluation(data, out, *flags))
+    missing = "every weight of --dir rand" if "rand" in flags else "classifier.bias, classifier.w"
+    refusals.assert_refused(ended, script, data / "bert", "missing", missing, "--do_train")
+    assert [path.name for path in out.iterdir()] == ["eval_results.txt"]
+    assert (out / "eval_results.txt").read_text() == "pearson = 0.9\n"
+
+
+def test_a_head_of_another_number_of_classes_is_not_scored(data, finished, tmp_path):
+    flags = evaluation(data, tmp_path / "out", "--dir", "pre", task="MRPC", model=finished)
+    flags[flags.index(finished)] = finished / "checkpoint-4"
+    ended = launch.run("glue_trans.py", *flags)
+    refusals.assert_refused(ended, "glue_trans.py", "missing", "classifier.bias", "--do_train")
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_reports_a_new_head(data, tmp_path):
+    out = done(
+        "glue_trans.py", *glue_runs.command(data, tmp_path, "--dir", "pre", "--max_steps", 1)
+    )
+    assert out.startswith("new weights, drawn by --seed 42: classifier.bias, classifier.weight\n")
+    flags = ["--dir", "pre", "--max_steps", 1, "--model_name_or_path", tmp_path]
+    again = done("glue_trans.py", *glue_runs.command(data, tmp_path / "again", *flags))
+    assert "new weights" not in again

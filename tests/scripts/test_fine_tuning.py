@@ -127,7 +127,9 @@ def test_the_origin_of_another_mask_is_not_recorded(data, imp, tmp_path):
     done("oneshot.py", *flags)
     shutil.copy(imp / "checkpoint-20" / "mask.pt.json", tmp_path)
     flags = ["--dir", "pre", "--mask_dir", path]
-    ended = launch.run("glue_trans.py", *evaluation(data, tmp_path / "out", *flags))
+    ended = launch.run(
+        "glue_trans.py", *evaluation(data, tmp_path / "out", *flags, model=imp / "checkpoint-4")
+    )
     (warning,) = ended.errors()
     assert ended.code == 0 and warning.startswith(f"warning: {path}: ")
     row = results(tmp_path / "out")[0]

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import sysconfig
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -151,7 +152,7 @@ def load_model(
         if init == "rand":
             model = cls(config)
             draw_weights(model, seed)
-            model.untrained = ("every weight (--dir rand)",)
+            model.untrained = ("every weight of --dir rand",)
             return model
         assert source is not None, "pre-trained weights need a source"
         options: dict[str, Any] = {"config": config, "cache_dir": cache_dir, "dtype": torch.float32}
@@ -228,7 +229,9 @@ def _load(loader: Callable[..., Any], source: str, **options: Any) -> Any:
     """Call a `from_pretrained`; any error of a wrong or unreachable source becomes a UserError."""
     set_library_defaults()
     try:
-        return loader(source, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about unusual tensors, which are refused
+            return loader(source, **options)
     except Exception as error:  # the hub client, JSON, torch and safetensors have their own kinds
         problem = "no such model folder, and not available from the hub"
         if os.path.isdir(source):
@@ -308,12 +311,12 @@ def check_compiler(device: torch.device) -> None:
     raise UserError(f"--compile needs {missing}; install it, or leave the flag out")
 
 
-def check_trained(model: BertTaskModel, source: str | None) -> None:
+def check_trained(model: BertTaskModel, source: str) -> None:
     """Raise UserError if an evaluation would score weights that nobody trained."""
     if model.untrained:
         raise UserError(
-            f"{source or '--dir rand'}: untrained for this task: {', '.join(model.untrained)}; add "
-            "--do_train, or give --model_name_or_path a model that was trained on this task"
+            f"{source}: trained weights for this task are missing: {', '.join(model.untrained)}; "
+            "add --do_train, or give --model_name_or_path a model that was trained on this task"
         )
 
 

@@ -50,7 +50,7 @@ class Experiment:
         seed, cache_dir = config.training.seed, config.model.cache_dir
         model = load_model(task.model_class, source, task.bert_config, seed, init, cache_dir)
         if model.untrained and config.training.do_train:
-            say(f"drawn by --seed {seed}: {', '.join(model.untrained)}")
+            say(f"new weights, drawn by --seed {seed}: {', '.join(model.untrained)}")
         name, origin = saving.load_initial_weights(model, initial.weight_pertub, init)
         return cls(task, model, config, runtime, name, origin)
 
