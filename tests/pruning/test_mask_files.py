@@ -3,6 +3,7 @@
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
@@ -222,4 +223,58 @@ def test_files_other_than_safetensors_are_refused(tmp_path, content):
     if content is not None:
         (tmp_path / files.PACKED_MASK).write_bytes(content)
     with pytest.raises(UserError, match=r"mask\.safetensors"):
+        mask_files.unpack_mask(tmp_path)
+
+
+# ---- kinds of tensors
+
+
+SPECIAL = {
+    "sparse": lambda value: value.to_sparse(),
+    "meta": lambda value: value.to("meta"),
+    "nested": lambda value: torch.nested.nested_tensor([value, value[:1]]),
+    "complex64": lambda value: value.to(torch.complex64),
+    "float8_e4m3fn": lambda value: value.to(torch.float8_e4m3fn),
+    "uint16": lambda value: value.to(torch.uint16),
+}
+
+
+@pytest.mark.parametrize("what", ["mask", "weight"])
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_only_dense_tensors_of_a_known_type_load(tmp_path, kind, what):
+    path = saved(tmp_path, {"good": torch.ones(2, 2), QUERY: SPECIAL[kind](torch.ones(2, 2))})
+    with pytest.raises(UserError, match=f"{path}: {QUERY} is a tensor of .*{kind}.*; save it as"):
+        mask_files.load_tensors(path, what)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.uint8])
+def test_weights_are_floats(tmp_path, dtype):
+    path = saved(tmp_path, {QUERY: torch.ones(2, 2, dtype=dtype)})
+    assert mask_files.load_tensors(path, "mask")[QUERY].dtype == dtype
+    with pytest.raises(UserError, match=f"{QUERY} is a tensor of .*; save it as a dense one of fl"):
+        mask_files.load_tensors(path, "weight")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "_orig_mod.module."])
+def test_a_prefix_of_all_keys_is_removed(tmp_path, mask, shapes, prefix):
+    content = {prefix + key: value for key, value in mask.items()}
+    assert equal(mask_files.load(saved(tmp_path, content), shapes), mask)
+    content[QUERY] = content.pop(prefix + QUERY)  # not all: another architecture
+    with pytest.raises(UserError, match="is missing"):
+        mask_files.load(saved(tmp_path, content), shapes)
+
+
+@pytest.mark.parametrize("value", [torch.tensor(1.0), torch.ones(0), torch.ones(1, 8, 8)])
+def test_a_mask_of_another_rank_is_refused_by_its_shape(tmp_path, mask, shapes, value):
+    path = saved(tmp_path, {**mask, QUERY: value})
+    with pytest.raises(UserError, match=f"{path}: {QUERY} has shape"):
+        mask_files.load(path, shapes)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "5", "null"])
+def test_broken_shapes_of_a_packed_mask_are_refused(tmp_path, text):
+    path = tmp_path / files.PACKED_MASK
+    packed = {QUERY: np.zeros(1, np.uint8)}
+    save_file(packed, path, metadata={mask_files.SHAPES: text})
+    with pytest.raises(UserError, match=str(path)):
         mask_files.unpack_mask(tmp_path)
