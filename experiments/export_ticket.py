@@ -84,7 +84,7 @@ def export(mask_file: Path, source: str, out: Path, cache_dir: str | None) -> No
     mask = mask_files.load(mask_file, masks.shapes(model))
     masks.attach(model, mask)
     sparsity, digest = masks.sparsity(mask), masks.digest(mask)
-    origin = read_origin(mask_file) or Origin()
+    origin = read_origin(mask_file, digest) or Origin()
     origin = dataclasses.replace(origin, sparsity=sparsity, mask_sha256=digest)
     with files.atomic_folder(out) as folder:
         saving.save_pretrained(model.bert, tokenizer, folder)

@@ -20,6 +20,7 @@ from types import FrameType
 from utils import cli, files
 from utils.errors import UserError
 from utils.pruning.origin import read_origin
+from utils.runs.records import read_owner
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # SLURM sends USR1 near a time limit
 STOPPED = os.EX_TEMPFAIL  # exit code of a script that saved a checkpoint and stopped on a signal
@@ -56,8 +57,8 @@ class Job:
         """Return whether the output is complete, made by this command or by another one."""
         if self.tensors:
             return self.tensors.is_file()
-        run = files.read_json(self.output / files.RUN) if self.output else None
-        return run is not None and run.get("finished") is True
+        owner = read_owner(self.output) if self.output else None
+        return owner is not None and owner.finished
 
     def finished(self) -> bool:
         """Return whether this very command is known to be finished."""

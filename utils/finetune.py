@@ -32,10 +32,8 @@ def attach_mask(model: BertTaskModel, mask_file: str | None) -> MaskInfo:
     path = Path(mask_file)
     mask = mask_files.load(path, masks.shapes(model))
     masks.attach(model, mask)
-    origin, digest = read_origin(path), masks.digest(mask)
-    if origin and origin.mask_sha256 not in (None, digest):
-        files.warn(f"{path}: the .json beside it describes another mask; its origin is unknown")
-        origin = None
+    digest = masks.digest(mask)
+    origin = read_origin(path, digest)
     return MaskInfo(round(masks.sparsity(mask), 9), str(path), digest, origin)
 
 

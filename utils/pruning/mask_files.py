@@ -13,14 +13,13 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from utils import files
+from utils import files, schema
 from utils.errors import UserError
 from utils.pruning import masks
 from utils.pruning.masks import SUFFIX, Mask
@@ -172,17 +171,17 @@ def unpack_mask(path: Path) -> Mask:
     if SHAPES not in metadata:
         raise UserError(f"{path}: not a packed mask (no {SHAPES!r} in the file's metadata)")
     try:
-        shapes = json.loads(metadata[SHAPES])
-    except (ValueError, RecursionError) as error:
+        shapes = schema.from_json(dict[str, list[int]], schema.parse(metadata[SHAPES].encode()))
+    except ValueError as error:
         raise UserError(f"{path}: corrupt {SHAPES!r} ({error}); export the ticket again") from error
-    if not isinstance(shapes, dict) or set(shapes) != set(packed) or not packed:
-        wrong = sorted(set(shapes) ^ set(packed))[:1] if isinstance(shapes, dict) else []
+    if set(shapes) != set(packed) or not packed:
+        wrong = sorted(set(shapes) ^ set(packed))[:1]
         raise UserError(f"{path}: shapes and tensors do not match (key {''.join(wrong) or 'none'})")
     return {key: _unpack(path, key, packed[key], shapes[key]) for key in shapes}
 
 
-def _unpack(path: Path, key: str, packed: np.ndarray, shape: Any) -> torch.Tensor:
-    if not isinstance(shape, list) or not all(isinstance(n, int) and n > 0 for n in shape):
+def _unpack(path: Path, key: str, packed: np.ndarray, shape: list[int]) -> torch.Tensor:
+    if not all(n > 0 for n in shape):
         raise UserError(f"{path}: {key} has the invalid shape {shape}")
     count = math.prod(shape)
     needed = math.ceil(count / 8)

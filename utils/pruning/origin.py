@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import files
+from utils import files, schema
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -26,24 +27,27 @@ class Origin:
     sparsity: float | None = None
     mask_sha256: str | None = None
 
-    @classmethod
-    def from_json(cls, content: Any) -> "Origin | None":
-        """Return the origin in a JSON object, ignoring unknown keys; None if it is no object."""
-        if not isinstance(content, dict):
-            return None
-        names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in content.items() if key in names})
-
     def to_json(self) -> dict[str, Any]:
         """Return the fields that apply, and the task of every mask: null if no task was used."""
         task = {"task": self.task} if self.method else {}
         return task | {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
 
 
-def read_origin(path: Path) -> Origin | None:
-    """Return the origin beside a mask or weight file or in an exported folder, if any."""
-    path = path / files.PACKED_MASK if path.is_dir() else path
-    return Origin.from_json(files.read_json(files.origin_path(path)))
+def read_origin(path: Path, digest: str | None = None) -> Origin | None:
+    """Return the origin beside a mask or weight file or in an exported folder, None without one.
+
+    Warns and returns None if it is corrupt, or if it describes another mask than that of `digest`.
+    """
+    path = files.origin_path(path / files.PACKED_MASK if path.is_dir() else path)
+    try:
+        origin = schema.read(path, Origin)
+    except UserError as error:
+        files.warn(f"{error}; the origin is unknown")
+        return None
+    if origin and digest and origin.mask_sha256 not in (None, digest):
+        files.warn(f"{path}: describes another mask than the one beside it; its origin is unknown")
+        return None
+    return origin
 
 
 def write_origin(path: Path, origin: Origin) -> None:

@@ -12,7 +12,7 @@ from utils import files
 from utils.config import OutputConfig
 from utils.errors import UserError
 from utils.runs import checkpoint
-from utils.runs.records import current_names
+from utils.runs.records import Owner, current_names, read_owner
 
 # Flags that may differ between a run and its continuation: they change no result.
 NEUTRAL_FLAGS = {
@@ -136,7 +136,7 @@ class OutputFolder:
     def _decide(self) -> str:
         """Return what to do: "finished", "continue" or "replace". Raises UserError."""
         output, owner = self._output, self.path / files.RUN
-        found = files.read_json(owner)
+        found = read_owner(self.path)
         forced = output.restart and output.overwrite_output_dir
         if found is None and owner.exists() and not forced:
             raise UserError(
@@ -145,7 +145,7 @@ class OutputFolder:
             )
         differing = self._differences(found)
         ours = found is not None and not differing
-        unfinished = ours and not (found or {}).get("finished")
+        unfinished = found is not None and ours and not found.finished
         if ours and not unfinished and not output.overwrite_output_dir and not output.restart:
             return "finished"
         if output.should_continue and not (unfinished and checkpoint.find(self.path)):
@@ -164,8 +164,8 @@ class OutputFolder:
         self._spare_inputs()
         return "replace"
 
-    def _differences(self, found: dict[str, Any] | None) -> list[str]:
-        return [] if found is None else differences(found.get("arguments", {}), self.arguments)
+    def _differences(self, found: Owner | None) -> list[str]:
+        return [] if found is None else differences(found.arguments, self.arguments)
 
     def _occupied(self) -> bool:
         names = (entry.name for entry in self._entries())
@@ -203,7 +203,7 @@ class OutputFolder:
             aside = next(self.path / name for name in names if not (self.path / name).exists())
             aside.mkdir()
             files.warn(f"{self.path}: holds tickets; the files of their run are now in {aside}")
-        elif differing := self._differences(files.read_json(self.path / files.RUN)):
+        elif differing := self._differences(read_owner(self.path)):
             files.warn(f"{self.path}: replaces the run there ({summarize(differing)})")
         # run.json first: a half-removed run belongs to nobody.
         # tickets.json last: it shows that tickets are there.
@@ -221,5 +221,5 @@ class OutputFolder:
                 files.remove(entry)
 
     def _write_owner(self, finished: bool) -> None:
-        owner = {"arguments": self.arguments, "finished": finished}
-        files.write_json(self.path / files.RUN, owner)
+        owner = Owner(self.arguments, finished)
+        files.write_json(self.path / files.RUN, vars(owner))

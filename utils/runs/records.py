@@ -1,5 +1,6 @@
-"""The rows of results.jsonl: one schema, one writer, one reader."""
+"""The rows of results.jsonl, and run.json: one schema, one writer, one reader."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -7,12 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils import files
+from utils import files, schema
+from utils.errors import UserError
 from utils.pruning.origin import Origin
 
-_NUMBERS = {"sparsity": int | float, "seed": int, "score": int | float | None}
-_REQUIRED: dict[str, Any] = {"task": str, "method": str, "init": str, **_NUMBERS}
-_ORIGINS = ("mask_info", "init_info")
+EVALUATE = "evaluate"  # the method of rows that no training wrote
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class EvaluationRecord:
 
     task: str
     script: str = ""
-    method: str  # "imp" (a round of IMP), "train" (a fine-tuning) or "evaluate"
+    method: str  # "imp" (a round of IMP), "train" (a fine-tuning) or EVALUATE
     init: str  # initial weights: "pre", "rand" or the mode of the perturbation
     init_info: Origin | None = None
     seed: int
@@ -55,24 +55,27 @@ class EvaluationRecord:
     @classmethod
     def from_json(cls, content: Any) -> "EvaluationRecord":
         """Return the record that a JSON value holds. Raises ValueError that says what is wrong."""
-        if not isinstance(content, dict):
-            raise ValueError("not an object")
-        for key, kind in _REQUIRED.items():
-            if key not in content:
-                raise ValueError(f"no {key!r}")
-            if not isinstance(content[key], kind) or isinstance(content[key], bool):
-                raise ValueError(f"{key!r} is {content[key]!r}")
-        for key in (*_ORIGINS, "args"):
-            if not isinstance(content.get(key), dict | None):
-                raise ValueError(f"{key!r} is {content[key]!r}")
-        known = {f.name for f in dataclasses.fields(cls)}
-        values = {key: value for key, value in content.items() if key in known}
-        origins = {key: Origin.from_json(content.get(key)) for key in _ORIGINS}
-        return cls(**{**values, **origins, "args": current_names(content.get("args") or {})})
+        record = schema.from_json(cls, content)
+        return dataclasses.replace(record, args=current_names(record.args))
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON values."""
-        return {k: v and v.to_json() if k in _ORIGINS else v for k, v in vars(self).items()}
+        return {k: v.to_json() if isinstance(v, Origin) else v for k, v in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The run that owns an output folder."""
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    finished: bool = False
+
+
+def read_owner(folder: Path) -> Owner | None:
+    """Return the owner of an output folder, None if run.json is missing or corrupt."""
+    with contextlib.suppress(UserError):
+        return schema.read(folder / files.RUN, Owner)
+    return None
 
 
 def current_names(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -98,13 +101,13 @@ def read_records(path: Path) -> tuple[list[tuple[int, EvaluationRecord]], list[s
     records, problems = [], []
     if not path.exists():
         return [], []
-    lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            records.append((number, EvaluationRecord.from_json(json.loads(line))))
-        except json.JSONDecodeError:
+            records.append((number, EvaluationRecord.from_json(schema.parse(line))))
+        except (json.JSONDecodeError, UnicodeDecodeError):
             why = "half-written last line" if number == len(lines) else "not JSON"
             problems.append(f"{path}, line {number}: {why}; left out")
         except ValueError as error:

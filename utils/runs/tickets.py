@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import files
+from utils import files, schema
 from utils.pruning.origin import read_origin
 from utils.runs.records import MaskInfo
 
@@ -21,13 +21,17 @@ class Ticket:
     score: float | None = None
 
 
+@dataclass
+class Index:
+    """The content of tickets.json; `seed` and `task` are those of the run."""
+
+    tickets: list[Ticket]
+
+
 def read_tickets(folder: Path) -> list[Ticket] | None:
-    """Return the tickets in an output folder, None without an index."""
-    index = files.read_json(folder / files.TICKETS)
-    if index is None or "tickets" not in index:
-        return None
-    names = {field.name for field in dataclasses.fields(Ticket)}
-    return [Ticket(**{k: v for k, v in entry.items() if k in names}) for entry in index["tickets"]]
+    """Return the tickets in an output folder, None without an index. Raises UserError."""
+    index = schema.read(folder / files.TICKETS, Index)
+    return None if index is None else index.tickets
 
 
 def write_tickets(folder: Path, task: str, seed: Any, tickets: list[Ticket]) -> None:
@@ -45,5 +49,6 @@ def mask_of_model(folder: Path, model_folder: Path) -> MaskInfo | None:
     for ticket in tickets:
         path = folder / ticket.mask
         if files.model_folder_step(path.parent) < step:
-            found = MaskInfo(ticket.sparsity, str(path), ticket.mask_sha256, read_origin(path))
+            origin = read_origin(path, ticket.mask_sha256)
+            found = MaskInfo(ticket.sparsity, str(path), ticket.mask_sha256, origin)
     return found
