@@ -13,9 +13,9 @@ import pandas as pd
 from experiments import paper
 from experiments.markup import Layout, Table
 from experiments.results import Cell, rewinding_label
-from utils import files
+from utils import files, schema
 from utils.errors import UserError
-from utils.pruning.origin import Origin, read_origin
+from utils.pruning.origin import Origin
 
 COUNTS = ["both", "first", "second"]  # weights kept by both masks, by the first, by the second
 Measure = Callable[[int, int, int], float]  # of COUNTS
@@ -56,12 +56,16 @@ def find(folder: Path, as_released: bool, notices: list[str]) -> list[MaskFile]:
 
 def _mask_file(origin_path: Path, as_released: bool, notices: list[str]) -> MaskFile | None:
     path = origin_path.with_name(origin_path.name.removesuffix(files.ORIGIN_SUFFIX))
-    origin = read_origin(path)
+    try:
+        origin = schema.read(origin_path, Origin)
+    except UserError as error:
+        notices.append(f"{error}; left out")
+        return None
     if origin is None or origin.mask_sha256 is None or not path.is_file():
         return None
-    problem = _problem(origin)
-    if problem:
-        notices.append(f"{origin_path}: {problem}; left out")
+    needed = ("sparsity", "task") if origin.method == "imp" else ("sparsity",)
+    if lacking := [key for key in needed if getattr(origin, key) is None]:
+        notices.append(f"{origin_path}: no {lacking[0]!r}; left out")
         return None
     percent, digest = round(100 * (origin.sparsity or 0.0), 1), origin.mask_sha256
     if origin.method == "omp" and origin.weight in (None, "pre"):
@@ -72,37 +76,33 @@ def _mask_file(origin_path: Path, as_released: bool, notices: list[str]) -> Mask
     return None
 
 
-def _problem(origin: Origin) -> str | None:
-    """Return what is missing in an origin or has the wrong type, None if nothing."""
-    types = {"mask_sha256": str, "sparsity": int | float}
-    if origin.method == "imp":
-        types |= {"task": str, "seed": int | None, "rewind_fraction": int | float | None}
-    for key, expected in types.items():
-        value = getattr(origin, key)
-        if not isinstance(value, expected):
-            return f"no {key!r}" if value is None else f"{key!r} is {value!r}"
-    return None
+@functools.cache
+def _bits(mask: MaskFile) -> dict[str, np.ndarray] | None:
+    """Return mask key -> uint8, one bit per weight; None with a warning for another mask.
+
+    Raises UserError if the file is corrupt.
+    """
+    from utils.pruning import mask_files, masks  # import torch
+
+    tensors = mask_files.load_tensors(mask.path, "mask")
+    if masks.digest(tensors) != mask.digest:
+        files.warn(f"{mask.path}: the .json beside it describes another mask; left out")
+        return None
+    return {key: np.packbits(value.bool().numpy().reshape(-1)) for key, value in tensors.items()}
 
 
 @functools.cache
-def _bits(path: Path) -> dict[str, np.ndarray]:
-    """Return mask key -> uint8, one bit per weight. Raises UserError if the file is corrupt."""
-    from utils.pruning import mask_files  # imports torch
-
-    tensors = mask_files.load_tensors(path, "mask").items()
-    return {key: np.packbits(value.bool().numpy().reshape(-1)) for key, value in tensors}
-
-
-@functools.cache
-def _counts(one: Path, other: Path) -> pd.DataFrame:
+def _counts(one: MaskFile, other: MaskFile) -> pd.DataFrame:
     """Return COUNTS of two masks, with layer and kind, in a row per matrix.
 
     Raises UserError for masks of different architectures.
     """
-    a, b = _bits(one), _bits(other)
+    a, b = _bits(one) or {}, _bits(other) or {}
     if {key: bits.shape for key, bits in a.items()} != {key: bits.shape for key, bits in b.items()}:
         remedy = "give a folder with the runs of one model"
-        raise UserError(f"{one} and {other} are masks of different architectures; {remedy}")
+        raise UserError(
+            f"{one.path} and {other.path} are masks of different architectures; {remedy}"
+        )
     rows = [(*_part(key), *map(_kept, (a[key] & b[key], a[key], b[key]))) for key in a]
     return pd.DataFrame(rows, columns=["layer", "kind", *COUNTS])
 
@@ -117,9 +117,9 @@ def _part(key: str) -> tuple[str, str]:
     return (f"layer {found[1]}", found[2].replace(".", " ")) if found else ("pooler", "pooler")
 
 
-def _by_seed(masks: list[MaskFile], source: str, percent: float) -> dict[int | None, Path]:
-    wanted = (source, percent)
-    return {mask.seed: mask.path for mask in masks if (mask.source, mask.percent) == wanted}
+def _by_seed(masks: list[MaskFile], source: str, percent: float) -> dict[int | None, MaskFile]:
+    found = (mask for mask in masks if (mask.source, mask.percent) == (source, percent))
+    return {mask.seed: mask for mask in found if _bits(mask)}
 
 
 def pairs(masks: list[MaskFile], one: str, other: str, percent: float) -> list[pd.DataFrame]:

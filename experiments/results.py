@@ -126,6 +126,9 @@ def read(folder: Path, as_released: bool = False) -> Results:
             if record.score is None:
                 notices.append(f"{where}: 'score' is None; left out")
                 continue
+            if record.mask_info and record.mask_info.mask_sha256 not in (None, record.mask_sha256):
+                notices.append(f"{where}: 'mask_info' describes another mask; left out")
+                continue
             if record.mask and record.mask_info is None:
                 notices.append(f"{where}: no origin of {record.mask}; in no table")
             if record.final and record.method in ("train", "imp"):

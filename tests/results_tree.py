@@ -115,4 +115,4 @@ def small_mask(sparsity: float, seed: int, layers: int = 2, side: int = 20) -> M
 def save_mask(folder: Path, mask: Mask, info: dict) -> None:
     """Save `mask` as folder/mask.pt, with its origin beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    mask_files.save(mask, folder / "mask.pt", Origin.from_json(info))
+    mask_files.save(mask, folder / "mask.pt", Origin(**info))

@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import nn
 
-from utils import files
+from utils import files, schema
 from utils.config import ImpConfig, TrainingConfig
 from utils.errors import UserError
 from utils.modeling import saving
@@ -23,7 +23,7 @@ from utils.runs.evaluation import Evaluator, scores_table
 from utils.runs.monitor import Monitor
 from utils.runs.records import MaskInfo
 from utils.runs.run import Experiment, Run
-from utils.runs.tickets import Ticket, read_tickets, write_tickets
+from utils.runs.tickets import Ticket, check_masks, read_tickets, write_tickets
 from utils.training import distributed
 from utils.training.optimizer import linear_schedule
 from utils.training.order import DataOrder, seed_round
@@ -168,18 +168,16 @@ def find_tickets(
 ) -> None:
     """Run Algorithm 1; each round writes a ticket and a checkpoint, from which runs resume."""
     model, rank = trainer.model, trainer.runtime.rank
-    theta = masks.snapshot(model) if schedule.rewinds else {}  # theta_0, gamma_0
+    tickets.theta = masks.snapshot(model) if schedule.rewinds else {}  # theta_0, gamma_0
     tickets.initial_sparsity = schedule.prune_before(model)
-    round_, start = monitor.resume() or (0, 0)
-    if schedule.rewind_steps and (round_ > 0 or start > schedule.rewind_steps):
-        theta = tickets.load_theta(theta)
+    round_, start = monitor.resume(tickets) or (0, 0)
     while round_ < schedule.rounds:
         tickets.begin(round_)
         monitor.begin_round(round_, round_ * schedule.round_steps, start)
         if start == schedule.first_step(round_):
             schedule.seed_generators(round_, rank)
         if round_ == 0 and schedule.rewind_steps and start <= schedule.rewind_steps:
-            theta = train_to_theta_i(trainer, schedule, start, tickets, monitor)
+            train_to_theta_i(trainer, schedule, start, tickets, monitor)
             start = schedule.rewind_steps
         seed_path = (schedule.order.seed, round_)
         # train m * theta_i, gamma_i to step t
@@ -193,7 +191,7 @@ def find_tickets(
                 schedule.prune(model, target)
                 tickets.add(round_, folder)
         tickets.publish(round_, score, monitor.time_left())
-        schedule.rewind(model, theta)
+        schedule.rewind(model, tickets.theta)
         trainer.reset_optimizer()
         round_, start = round_ + 1, schedule.first_step(round_ + 1)
         monitor.save_checkpoint(round_, start)
@@ -202,15 +200,13 @@ def find_tickets(
 
 def train_to_theta_i(
     trainer: Trainer, schedule: ImpSchedule, start: int, tickets: "TicketWriter", monitor: Monitor
-) -> dict[str, torch.Tensor]:
-    """Train from step `start` of the first round to step i; save and return theta_i, gamma_i."""
+) -> None:
+    """Train from step `start` of the first round to step i; save theta_i and gamma_i."""
     # start == i after a stop at step i: no step is left, but theta_i is not saved yet
     plan = dataclasses.replace(schedule.plan(0), steps=schedule.rewind_steps)
     trainer.train(plan, start, (schedule.order.seed, 0), monitor.after_step)
-    theta = masks.snapshot(trainer.model)
-    tickets.save_theta(theta)
+    tickets.save_theta(masks.snapshot(trainer.model))
     trainer.reset_optimizer()  # as every later round starts
-    return theta
 
 
 class TicketWriter:
@@ -220,12 +216,37 @@ class TicketWriter:
         self.run, self.schedule, self.evaluator = run_, schedule, evaluator
         self.experiment = run_.experiment
         self.initial_sparsity = 0.0  # of the first round
-        self.tickets = read_tickets(run_.path) or []
+        self.tickets: list[Ticket] = []
+        self.theta: dict[str, torch.Tensor] = {}  # to rewind to: parameter -> value
+        self._theta_file = run_.path / files.REWIND_WEIGHTS
+        self._theta_digest: str | None = None
         self._started = time.monotonic()
 
+    def state(self) -> dict[str, Any]:
+        """Return the tickets so far and the digest of theta_i, for a checkpoint."""
+        tickets = [dataclasses.asdict(ticket) for ticket in self.tickets]
+        return {"tickets": tickets, "theta_digest": self._theta_digest}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore tickets, tickets.json and theta_i. Raises UserError if a file was changed."""
+        if "tickets" in state:
+            found = schema.from_json(list[Ticket], state["tickets"])
+        else:  # a checkpoint of an earlier version
+            found = read_tickets(self.run.path) or []
+        round_, i = state["round"], self.schedule.rewind_steps
+        self.tickets = [ticket for ticket in found if ticket.round <= round_]
+        targets = {r + 1: self.schedule.target(r) for r in range(round_)}
+        if [t.round for t in self.tickets] != [r for r in targets if targets[r] is not None]:
+            raise UserError(f"{self.run.path / files.TICKETS}: lacks tickets of this run")
+        if self.experiment.runtime.is_main:
+            check_masks(self.run.path, self.tickets, masks.shapes(self.experiment.model))
+            if self.tickets:
+                self._write_index()
+        if i and (round_ or state["step"] > i):
+            self.theta = self._load_theta(state.get("theta_digest"))
+
     def begin(self, round_: int) -> None:
-        """Start the clock and drop tickets of later rounds; a resumed run finds them again."""
-        self.tickets = [ticket for ticket in self.tickets if ticket.round <= round_]
+        """Start the clock of `round_`."""
         self._started = time.monotonic()
 
     def score(self, round_: int, step: int | None = None) -> float | None:
@@ -286,13 +307,16 @@ class TicketWriter:
                 ticket.score = score
         if not self.experiment.runtime.is_main:
             return
-        task, training = self.experiment.task, self.experiment.config.training
-        write_tickets(self.run.path, task.name, training.seed, self.tickets)
-        limit = training.save_total_limit
+        self._write_index()
+        limit = self.experiment.config.training.save_total_limit
         if limit is not None and round_ >= limit:
             for name in files.MODEL_FILES:
                 (self._folder(round_ - limit) / name).unlink(missing_ok=True)
         say(self._line(round_, score, time_left))
+
+    def _write_index(self) -> None:
+        task, seed = self.experiment.task.name, self.experiment.config.training.seed
+        write_tickets(self.run.path, task, seed, self.tickets)
 
     def _line(self, round_: int, score: float | None, time_left: float) -> str:
         earlier = [ticket.sparsity for ticket in self.tickets if ticket.round <= round_]
@@ -307,12 +331,16 @@ class TicketWriter:
         return f"{number}  sparsity {trained:6.1%}{scored}{pruned}  ({spent}{left})"
 
     def save_theta(self, theta: dict[str, torch.Tensor]) -> None:
-        """Save theta_i and gamma_i: later rounds and --weight_pertub read them."""
+        """Set theta_i and gamma_i, and save them: a resumed run and --weight_pertub read them."""
+        self.theta = theta
         if self.experiment.runtime.is_main:
-            origin = dataclasses.replace(self._origin(0.0), mode="rewound")
-            saving.save_weights(theta, self.run.path / files.REWIND_WEIGHTS, origin)
+            origin, path = dataclasses.replace(self._origin(0.0), mode="rewound"), self._theta_file
+            saving.save_weights(theta, path, origin)
+            self._theta_digest = files.file_digest(path)
 
-    def load_theta(self, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return theta_i and gamma_i of this run under the names of `like`."""
-        path = self.run.path / files.REWIND_WEIGHTS
-        return saving.match_names(mask_files.load_tensors(path, "weight"), like)
+    def _load_theta(self, digest: str | None) -> dict[str, torch.Tensor]:
+        weights = mask_files.load_tensors(self._theta_file, "weight")
+        if digest not in (None, files.file_digest(self._theta_file)):
+            raise UserError(f"{self._theta_file}: not the weights that this run saved")
+        self._theta_digest = digest
+        return saving.match_names(weights, self.theta)

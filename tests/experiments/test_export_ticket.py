@@ -38,9 +38,7 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("work")
-    mask_files.save(
-        small_mask(0.7, 3), folder / "mask.pt", Origin.from_json(mask_info("sts-b", 0.7, 5))
-    )
+    mask_files.save(small_mask(0.7, 3), folder / "mask.pt", Origin(**mask_info("sts-b", 0.7, 5)))
     export_ticket.main([str(folder / "mask.pt"), "--model", str(model), str(folder / "ticket")])
     return folder / "ticket"
 

@@ -1,5 +1,6 @@
 """Mask files: written whole with their origin, read without running code, and checked."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from small_models import QUERY, equal, tiny_model
 
 from utils import files
 from utils.errors import UserError
-from utils.files import read_json
 from utils.pruning import criteria, mask_files, masks
 from utils.pruning.origin import Origin, read_origin
 
@@ -41,7 +41,7 @@ def test_a_mask_is_saved_as_bool_with_its_origin_beside_it_and_loads_again(tmp_p
     assert equal(written, mask) and all(m.dtype == torch.bool for m in written.values())
     origin = {"method": "random", "task": None, "mask_sha256": sha256}
     origin["sparsity"] = round(masks.sparsity(mask), 9)
-    assert read_json(tmp_path / "deep" / "mask.pt.json") == origin
+    assert json.loads((tmp_path / "deep" / "mask.pt.json").read_text()) == origin
     assert read_origin(tmp_path / "deep" / "mask.pt") == Origin(**origin)
     assert sha256 == masks.digest(mask_files.load(tmp_path / "deep" / "mask.pt", shapes))
     assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["mask.pt", "mask.pt.json"]

@@ -1,13 +1,24 @@
 """Checkpoints to resume from: finding, writing and verifying them."""
 
 import errno
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from utils import files
+from utils import files, schema
 from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Position:
+    """What every checkpoint holds beside the parts of its run."""
+
+    round: int
+    step: int
+    results_bytes: int  # of results.jsonl, when the checkpoint was saved
+    seconds: float  # wall time of the run so far
 
 
 class Checkpoint(NamedTuple):
@@ -26,9 +37,10 @@ class Checkpoint(NamedTuple):
             return False
 
     def load(self) -> dict[str, Any]:
-        """Return the content. Raises UserError if it is more than tensors and plain values."""
+        """Return the content. Raises UserError if it is not what `save` writes."""
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
+            schema.from_json(Position, content)
         except Exception as error:  # torch raises many kinds
             raise UserError(
                 f"{self.path}: not a checkpoint of this program; remove it, then rerun the command"

@@ -5,23 +5,34 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.pruning import masks
 from utils.runs.evaluation import Evaluator
 from utils.runs.losses import LossReader
+from utils.runs.run import Inputs
 from utils.runs.signals import RESUME_EXIT_CODE, Preempted, handled_by
-from utils.training import distributed, order
+from utils.training import distributed
 from utils.training.trainer import Trainer
 
 LOG_FILE_SECONDS = 10  # between two updates of the progress bar in a log file
 GPU_READ_EVERY = 50  # steps between two reads of the losses on a GPU; a read waits for the device
+
+
+class Stateful(Protocol):
+    """A part of a run that a checkpoint holds."""
+
+    def state(self) -> dict[str, Any]:
+        """Return its content of a checkpoint: tensors and plain values only."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore it from a checkpoint. Raises UserError if a file that it needs was changed."""
 
 
 class Monitor:
@@ -48,7 +59,7 @@ class Monitor:
         self._step = self._skipped = 0  # global steps done, and those done by earlier processes
         self._started = self._saved_at = time.monotonic()
         self._signal: int | None = None
-        self._identity: dict[str, str] = {}
+        self._parts: tuple[Stateful, ...] = ()
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -120,38 +131,25 @@ class Monitor:
     def save_checkpoint(self, round_: int, step: int) -> None:
         """Save everything needed to resume after step `step` of `round_`."""
         self.read_losses()
-        generators = distributed.gather(order.generator_state())
-        position = {"round": round_, "step": step, "generators": generators}
-        self.run.save_checkpoint({**position, **self._identity, **self.trainer.state()})
+        content: dict[str, Any] = {"round": round_, "step": step}
+        for part in self._parts:
+            content |= part.state()
+        self.run.save_checkpoint(content)
         distributed.wait_for_main()
         self._saved_at = time.monotonic()
 
-    def resume(self) -> tuple[int, int] | None:
+    def resume(self, *parts: Stateful) -> tuple[int, int] | None:
         """Restore the last checkpoint; return its round and step, None to start from scratch.
 
-        Call it before the first step. Raises UserError if the model, the mask or the training data
-        are not those that the run began with.
+        Call it before the first step. `parts` are saved and restored with the trainer. Raises
+        UserError in every process if an input or a file that it needs was changed.
         """
-        self._identity = {
-            "began_with": masks.state_digest(self.trainer.model),
-            "data": self.trainer.task.data_digest(),
-        }
+        self._parts = (Inputs(self.run.experiment), self.trainer, *parts)
         content = self.run.load_checkpoint()
         position = None if content is None else (content["round"], content["step"])
         distributed.check_same(str(position), "checkpoint to resume from")
-        if content is None or position is None:
-            return None
-        what = {"began_with": "weights or another mask", "data": "training data"}
-        for key, digest in self._identity.items():
-            if content.get(key, digest) != digest:  # checkpoints of early versions have no identity
-                raise UserError(
-                    f"{self.run.path}: this run began with other {what[key]} than the same flags "
-                    "give now; restore those files (or library versions), or give --restart to "
-                    "start from scratch"
-                )
-        self.trainer.load_state(content)
-        generators = content["generators"]
-        order.set_generator_state(generators[self.runtime.rank % len(generators)])
+        if content is not None:
+            distributed.refuse_together(_restore(self._parts, content, self.run.path))
         return position
 
     def stop_if_asked(self) -> None:
@@ -171,3 +169,18 @@ class Monitor:
         """Return the seconds to the end at the pace of this process, evaluations included."""
         done = self._step - self._skipped
         return (self._total - self._step) * (time.monotonic() - self._started) / max(1, done)
+
+
+def _restore(parts: Sequence[Stateful], content: dict[str, Any], path: Path) -> str | None:
+    """Restore the parts of the run in `path`; return why that is impossible, None if it is not."""
+    remedy = "or give --restart to start from scratch"
+    try:
+        for part in parts:
+            part.load_state(content)
+    except UserError as error:
+        return f"{error}; restore the file (or the library's version), {remedy}"
+    except torch.OutOfMemoryError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
+        return f"{path}: the checkpoint does not fit this run; remove it, {remedy}"
+    return None

@@ -96,6 +96,24 @@ def append_record(path: Path, record: EvaluationRecord) -> None:
         os.fsync(file.fileno())
 
 
+def remove_later_rows(path: Path, size: int) -> None:
+    """Remove what begins after `size` bytes, except rows of evaluations without training."""
+    kept, start = [], 0
+    with path.open("rb") as lines:
+        for line in lines:
+            if start < size or _method(line) == EVALUATE:
+                kept.append(line)
+            start += len(line)
+    with files.atomic_file(path) as temporary:
+        temporary.write_bytes(b"".join(kept))
+
+
+def _method(line: bytes) -> Any:
+    with contextlib.suppress(ValueError, AttributeError):
+        return schema.parse(line).get("method")
+    return None
+
+
 def read_records(path: Path) -> tuple[list[tuple[int, EvaluationRecord]], list[str]]:
     """Return the rows of a results file with line numbers from 1, and why others are left out."""
     records, problems = [], []

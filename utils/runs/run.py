@@ -1,7 +1,7 @@
 """A run in its output folder, as every process sees it: rank 0 writes, the others follow."""
 
 import contextlib
-import os
+import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,17 +16,29 @@ from utils.errors import UserError
 from utils.modeling import saving
 from utils.modeling.bert import BertTaskModel, check_compiler, load_model
 from utils.modeling.runtime import Runtime
+from utils.pruning import masks
 from utils.pruning.origin import Origin
 from utils.runs import checkpoint
 from utils.runs.console import say
-from utils.runs.folder import OutputFolder
-from utils.runs.records import EvaluationRecord, append_record, read_records
+from utils.runs.folder import NEUTRAL_FLAGS, OutputFolder
+from utils.runs.records import EvaluationRecord, append_record, read_records, remove_later_rows
 from utils.tasks.base import Task
 from utils.training import distributed
 from utils.training.optimizer import PaperAdamW
 from utils.training.trainer import Trainer
 
 PRETRAINED = SubnetworkConfig(dir="pre")
+INPUTS = {  # of a run, as a checkpoint names their digests -> how messages name them
+    "began_with": "weights or another mask",
+    "data": "training data",
+    "dev": "evaluation data",
+    "vocabulary": "WordPieces (vocab.txt)",
+    "config": "model settings (config.json)",
+}
+MODEL_SETTINGS = (  # those that no weight shows
+    *("hidden_act", "layer_norm_eps", "num_attention_heads"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,48 @@ class Experiment:
         return dict(sorted(values.items()))
 
 
+class Inputs:
+    """What a training depends on beside its flags: the values and digests of INPUTS."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        task, model = experiment.task, experiment.model
+        settings, words = model.config.to_dict(), task.tokenizer.get_vocab().items()
+        self._path = experiment.config.output.output_dir
+        self._digests = {
+            "began_with": masks.state_digest(model),
+            "data": task.data_digest() if experiment.config.training.do_train else "",
+            "dev": task.dev_digest(),
+            "vocabulary": hashlib.sha256(repr(sorted(words)).encode()).hexdigest(),
+            "config": ", ".join(f"{key} {settings.get(key)}" for key in MODEL_SETTINGS),
+        }
+
+    def state(self) -> dict[str, str]:
+        """Return the digests, for a checkpoint."""
+        return self._digests
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Raise UserError if a run began with others; early versions did not save all."""
+        for key, digest in self._digests.items():
+            if state.get(key, digest) != digest:
+                raise UserError(
+                    f"{self._path}: this run began with other {INPUTS[key]} than the same flags "
+                    "give now"
+                )
+
+
+def check_processes(experiment: Experiment) -> None:
+    """Raise UserError in every process of torchrun if their inputs or flags differ.
+
+    Paths may differ if they lead to the same content.
+    """
+    if experiment.runtime.world_size == 1:
+        return
+    digests, flags = Inputs(experiment).state(), experiment.arguments
+    plain = flags.keys() - NEUTRAL_FLAGS - {k for k, v in flags.items() if isinstance(v, str)}
+    inputs = {INPUTS[key]: digest for key, digest in digests.items()}
+    distributed.check_equal(inputs | {f"--{key}": repr(flags[key]) for key in sorted(plain)})
+
+
 def start_runtime(training: TrainingConfig) -> Runtime:
     """Join the processes of torchrun, if any, and return where this one computes.
 
@@ -92,7 +146,7 @@ class Run:
     def __init__(self, experiment: Experiment, folder: OutputFolder | None) -> None:
         self.experiment = experiment
         self.path = Path(experiment.config.output.output_dir)
-        self.finished = False
+        self.finished = self._has_read = False
         self._folder = folder
         self._started = time.monotonic()
         self._seconds_before = 0.0
@@ -102,8 +156,10 @@ class Run:
     def open(cls, experiment: Experiment, finds_tickets: bool) -> Iterator["Run"]:
         """Hold the output folder for a run: a new one, or the unfinished one of the same arguments.
 
-        If the folder may not be used, raises UserError on rank 0 and ends the other ranks.
+        If the folder may not be used, raises UserError on rank 0 and ends the other ranks. Before
+        that, raises UserError if the inputs of the processes differ.
         """
+        check_processes(experiment)
         folder = None
         try:
             if experiment.runtime.is_main:
@@ -148,8 +204,10 @@ class Run:
     def records(self) -> list[EvaluationRecord]:
         """Return the evaluations so far, oldest first; rows that are no record are reported."""
         records, problems = read_records(self.path / files.RESULTS)
-        for problem in problems:
-            files.warn(problem)
+        if not self._has_read:
+            for problem in problems:
+                files.warn(problem)
+        self._has_read = True
         return [record for _, record in records]
 
     def save_checkpoint(self, content: dict[str, Any]) -> None:
@@ -157,9 +215,12 @@ class Run:
         if not self._folder:
             return
         self.check_held()
-        results = self.path / files.RESULTS
-        size = results.stat().st_size if results.exists() else 0
-        checkpoint.save(self.path, {**content, "results_bytes": size, "seconds": self.seconds()})
+        times = {"results_bytes": self._results_bytes(), "seconds": self.seconds()}
+        checkpoint.save(self.path, content | times)
+
+    def _results_bytes(self) -> int:
+        path = self.path / files.RESULTS
+        return path.stat().st_size if path.exists() else 0
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Return the last intact checkpoint, None to start from scratch; remove later results."""
@@ -170,7 +231,7 @@ class Run:
             files.warn(f"{corrupt.path}: corrupt checkpoint; {instead}")
         if intact:
             content = intact.load()
-            self._truncate_results(content["results_bytes"])
+            self._remove_later_results(content["results_bytes"])
             self._seconds_before = content["seconds"]
             return content
         if self.experiment.config.output.should_continue:
@@ -178,10 +239,13 @@ class Run:
                 f"--should_continue: {self.path} holds no intact checkpoint; without the flag, "
                 "this command starts from scratch"
             )
-        self._truncate_results(0)
+        self._remove_later_results(0)
         return None
 
-    def _truncate_results(self, size: int) -> None:
+    def _remove_later_results(self, size: int) -> None:
+        """Remove the rows that this run wrote after the checkpoint, but not its evaluations."""
         path = self.path / files.RESULTS
-        if self._folder and path.exists() and path.stat().st_size > size:
-            os.truncate(path, size)
+        if self._folder and self._results_bytes() < size:
+            files.warn(f"{path}: missing or truncated; earlier scores of this run are lost")
+        if self._folder and self._results_bytes() > size:
+            remove_later_rows(path, size)

@@ -1,11 +1,16 @@
 """tickets.json: the index of the masks that IMP found in an output folder."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from utils import files, schema
+from utils.errors import UserError
+from utils.pruning import mask_files, masks
 from utils.pruning.origin import read_origin
 from utils.runs.records import MaskInfo
 
@@ -23,7 +28,7 @@ class Ticket:
 
 @dataclass
 class Index:
-    """The content of tickets.json; `seed` and `task` are those of the run."""
+    """What is read of tickets.json."""
 
     tickets: list[Ticket]
 
@@ -38,6 +43,14 @@ def write_tickets(folder: Path, task: str, seed: Any, tickets: list[Ticket]) -> 
     """Write the index, whole or not at all."""
     entries = [dataclasses.asdict(ticket) for ticket in tickets]
     files.write_json(folder / files.TICKETS, {"task": task, "seed": seed, "tickets": entries})
+
+
+def check_masks(folder: Path, tickets: list[Ticket], shapes: Mapping[str, torch.Size]) -> None:
+    """Raise UserError if the mask file of a ticket is missing, corrupt or another one."""
+    for ticket in tickets:
+        path = folder / ticket.mask
+        if masks.digest(mask_files.load(path, shapes)) != ticket.mask_sha256:
+            raise UserError(f"{path}: not the mask that this run found")
 
 
 def mask_of_model(folder: Path, model_folder: Path) -> MaskInfo | None:

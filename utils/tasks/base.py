@@ -37,6 +37,10 @@ class Task(Protocol):
     def data_digest(self) -> str:
         """Identify the training data; a resumed run must find the same."""
 
+    def dev_digest(self) -> str:
+        """Identify the development set; a resumed run must find the same. "": no evaluation."""
+        return ""
+
     def row_lengths(self, rows: np.ndarray) -> np.ndarray | None:
         """Return the tokens of these training rows, int64 [B]; None: do not split a batch."""
 

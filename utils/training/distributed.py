@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from utils.errors import UserError
 from utils.modeling.bert import BertTaskModel
 from utils.modeling.packing import Batch
 from utils.modeling.runtime import Runtime
@@ -80,6 +81,25 @@ def check_same(value: str, what: str) -> None:
     values = gather(value)
     if len(set(values)) > 1:
         raise RuntimeError(f"the processes disagree on the {what}: {values}")
+
+
+def check_equal(inputs: dict[str, str]) -> None:
+    """Raise UserError in every process if one has another value than rank 0 under some key."""
+    values = gather(inputs)
+    for other, theirs in enumerate(values):
+        differing = [key for key in inputs if theirs.get(key) != values[0].get(key)]
+        if differing:
+            raise UserError(
+                f"process {other} has other {differing[0]} than process 0; give all processes the "
+                "same files and flags"
+            )
+
+
+def refuse_together(problem: str | None) -> None:
+    """Raise UserError in every process if one has a problem."""
+    found = next(filter(None, gather(problem)), None)
+    if found:
+        raise UserError(found)
 
 
 class _Loss(nn.Module):
