@@ -17,10 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
-from utils import cli, files
+from utils import cli, files, schema
 from utils.errors import UserError
 from utils.pruning.origin import read_origin
-from utils.runs.records import read_owner
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # SLURM sends USR1 near a time limit
 STOPPED = os.EX_TEMPFAIL  # exit code of a script that saved a checkpoint and stopped on a signal
@@ -57,8 +56,12 @@ class Job:
         """Return whether the output is complete, made by this command or by another one."""
         if self.tensors:
             return self.tensors.is_file()
-        owner = read_owner(self.output) if self.output else None
-        return owner is not None and owner.finished
+        if self.output is None:
+            return False
+        with contextlib.suppress(OSError, ValueError):
+            run = schema.parse((self.output / files.RUN).read_bytes())
+            return isinstance(run, dict) and run.get("finished") is True
+        return False
 
     def finished(self) -> bool:
         """Return whether this very command is known to be finished."""

@@ -1,20 +1,19 @@
 """From JSON to dataclasses: one reader for every JSON file of a run, which trusts nothing in it."""
 
 import dataclasses
-import functools
 import json
+import math
 import reprlib
-import sys
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 from utils.errors import UserError
 
 Kind = TypeVar("Kind")
 
 _NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
-_NAMES |= {list: "a list", tuple: "a list", dict: "an object", NoneType: "null"}
+_NAMES |= {list: "a list", dict: "an object", NoneType: "null"}
 
 
 def read(path: Path, kind: type[Kind]) -> Kind | None:
@@ -59,58 +58,43 @@ def _int64(digits: str) -> int:
 def from_json(kind: type[Kind], value: Any, key: str = "") -> Kind:
     """Return a parsed JSON value as `kind`: a dataclass, or a list or dict with types.
 
-    Unknown keys of an object are ignored: later versions may write more. Raises ValueError that
-    names the key that is missing or has a value of another type; numbers are finite, and no bool.
+    Unknown keys of an object are ignored, since later versions may write more; null is the default
+    of a field that has one. Raises ValueError that names the key that is missing or has a value of
+    another type. Numbers are finite, and true is no number.
     """
     options: Any = get_args(kind) if isinstance(kind, UnionType) else (kind,)
     for option in options:
-        if _matches(option, value):
+        if option is Any or _container(option) in _kinds(value):
             return _build(option, value, key)
-    wanted = " or ".join(_NAMES.get(_container(option), "an object") for option in options)
+    wanted = " or ".join(_NAMES[_container(option)] for option in options)
     found = f"{key!r} is {reprlib.repr(value)}, not {wanted}" if key else f"not {wanted}"
     raise ValueError(found)
 
 
 def _container(kind: Any) -> Any:
-    return get_origin(kind) or kind
+    return dict if dataclasses.is_dataclass(kind) else get_origin(kind) or kind
 
 
-def _matches(kind: Any, value: Any) -> bool:
-    kind = _container(kind)
-    if kind is Any:
-        return True
-    if kind in (int, float):
-        types = int if kind is int else int | float
-        in_range = isinstance(value, int | float) and abs(value) <= sys.float_info.max
-        return isinstance(value, types) and not isinstance(value, bool) and in_range
-    return isinstance(value, dict if dataclasses.is_dataclass(kind) else kind)
+def _kinds(value: Any) -> tuple[type, ...]:
+    if isinstance(value, float) and not math.isfinite(value):
+        return ()
+    return (int, float) if type(value) is int else (type(value),)
 
 
 def _build(kind: Any, value: Any, key: str) -> Any:
-    inside = get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _instance(kind, value, f"{key}." if key else "")
-    if isinstance(value, dict) and inside:
-        return {k: from_json(inside[1], each, f"{key}.{k}") for k, each in value.items()}
-    if isinstance(value, list) and inside:
+    inside, prefix = get_args(kind), f"{key}." if key else ""
+    if inside and isinstance(value, dict):
+        return {k: from_json(inside[1], each, f"{prefix}{k}") for k, each in value.items()}
+    if inside and isinstance(value, list):
         return [from_json(inside[0], each, f"{key}[{at}]") for at, each in enumerate(value)]
-    return value
-
-
-@functools.cache
-def _fields(cls: Any) -> dict[str, tuple[Any, bool]]:
-    """Return name -> type, and whether it is required, of each field of a dataclass."""
-    hints, missing = get_type_hints(cls), dataclasses.MISSING
-    return {
-        field.name: (hints[field.name], field.default is field.default_factory is missing)
-        for field in dataclasses.fields(cls)
-    }
-
-
-def _instance(cls: Any, value: dict[str, Any], prefix: str) -> Any:
-    known = _fields(cls)
-    for name, (_, required) in known.items():
-        if required and name not in value:
+    is_object = dataclasses.is_dataclass(kind)
+    if not is_object:
+        return value
+    given, fields = {}, cast(Any, dataclasses.fields(kind))
+    for field in fields:
+        name, required = field.name, field.default is field.default_factory  # both are MISSING
+        if value.get(name) is not None or (required and name in value):
+            given[name] = from_json(field.type, value[name], prefix + name)
+        elif required:
             raise ValueError(f"no {prefix + name!r}")
-    given = known.keys() & value.keys()
-    return cls(**{name: from_json(known[name][0], value[name], prefix + name) for name in given})
+    return kind(**given)

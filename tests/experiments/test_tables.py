@@ -335,13 +335,14 @@ def test_masks_of_as_released_runs_are_kept_apart(tmp_path):
     assert found.cell("rte", "IMP", 60).mean == 50.0 and found.full("rte").mean == 60.0
 
 
-def test_nan_scores_are_printed_and_never_win(tmp_path):
+def test_nan_scores_are_reported_and_left_out(tmp_path):
     rows = [row("sts-b", score, seed) for seed, score in ((1, 88.0), (2, 89.0))]
-    rows += trainings("sts-b", [float("nan"), 88.0], imp("sts-b", 0.5))
-    write_rows(tmp_path, rows)
-    table = builders.table2(results.read(tmp_path), layout("sts-b"))
-    assert shown(table, "IMP f(x, m_IMP, theta_0)", "STS-B") == "nan ± nan (2)"
-    assert shown(table, "IMP wins by the full network's deviation", "STS-B") == "no"
+    rows += trainings("sts-b", [float("nan"), 87.0], imp("sts-b", 0.5))
+    path = write_rows(tmp_path, rows)
+    found = results.read(tmp_path)
+    assert found.notices == [f"{path}, line 3: 'score' is nan, not a number or null; left out"]
+    table = builders.table2(found, layout("sts-b"))
+    assert shown(table, "IMP f(x, m_IMP, theta_0)", "STS-B") == "87.0 (1)"
 
 
 def test_overlap_counts_weights_kept_by_both(tmp_path):
@@ -402,11 +403,17 @@ def test_different_masks_of_one_seed_are_left_out_with_a_notice(tmp_path):
     ("changes", "message"),
     [
         ({"sparsity": None}, "no 'sparsity'"),
-        ({"sparsity": "0.7"}, "'sparsity' is '0.7'"),
-        ({"task": 3}, "'task' is 3"),
-        ({"mask_sha256": [1]}, "'mask_sha256' is [1]"),
-        ({"seed": []}, "'seed' is []"),
-        ({"rewind_fraction": "x"}, "'rewind_fraction' is 'x'"),
+        ({"sparsity": "0.7"}, "corrupt or unreadable ('sparsity' is '0.7', not a number or null)"),
+        ({"task": 3}, "corrupt or unreadable ('task' is 3, not a string or null)"),
+        (
+            {"mask_sha256": [1]},
+            "corrupt or unreadable ('mask_sha256' is [1], not a string or null)",
+        ),
+        ({"seed": []}, "corrupt or unreadable ('seed' is [], not an integer or null)"),
+        (
+            {"rewind_steps": 1.5},
+            "corrupt or unreadable ('rewind_steps' is 1.5, not an integer or null)",
+        ),
         ("sparsity", "no 'sparsity'"),
         ("task", "no 'task'"),
     ],

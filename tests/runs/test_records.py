@@ -65,11 +65,15 @@ def test_a_half_written_row_is_reported_and_the_next_row_starts_a_new_line(tmp_p
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"seed": None}, "'seed' is None"),
-        ({"sparsity": "0.5"}, "'sparsity' is '0.5'"),
-        ({"score": True}, "'score' is True"),
-        ({"mask_info": "imp"}, "'mask_info' is 'imp'"),
-        ({"args": [1]}, r"'args' is [1]"),
+        ({"seed": None}, "'seed' is None, not an integer"),
+        ({"sparsity": "0.5"}, "'sparsity' is '0.5', not a number"),
+        ({"score": True}, "'score' is True, not a number or null"),
+        ({"score": float("nan")}, "'score' is nan, not a number or null"),
+        ({"step": "7"}, "'step' is '7', not an integer"),
+        ({"mask_info": "imp"}, "'mask_info' is 'imp', not an object or null"),
+        ({"mask_info": {"task": [1]}}, "'mask_info.task' is [1], not a string or null"),
+        ({"metrics": {"acc": {}}}, "'metrics.acc' is {}, not a number or null"),
+        ({"args": [1]}, "'args' is [1], not an object"),
     ],
 )
 def test_a_row_with_a_wrong_value_is_left_out_and_named(tmp_path, change, why):

@@ -5,7 +5,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, Self
 
@@ -16,9 +15,9 @@ from tqdm import tqdm
 from utils.errors import UserError
 from utils.runs.evaluation import Evaluator
 from utils.runs.losses import LossReader
-from utils.runs.run import Inputs
+from utils.runs.run import Inputs, Run
 from utils.runs.signals import RESUME_EXIT_CODE, Preempted, handled_by
-from utils.training import distributed
+from utils.training import distributed, order
 from utils.training.trainer import Trainer
 
 LOG_FILE_SECONDS = 10  # between two updates of the progress bar in a log file
@@ -131,7 +130,8 @@ class Monitor:
     def save_checkpoint(self, round_: int, step: int) -> None:
         """Save everything needed to resume after step `step` of `round_`."""
         self.read_losses()
-        content: dict[str, Any] = {"round": round_, "step": step}
+        generators = distributed.gather(order.generator_state())
+        content: dict[str, Any] = {"round": round_, "step": step, "generators": generators}
         for part in self._parts:
             content |= part.state()
         self.run.save_checkpoint(content)
@@ -149,7 +149,7 @@ class Monitor:
         position = None if content is None else (content["round"], content["step"])
         distributed.check_same(str(position), "checkpoint to resume from")
         if content is not None:
-            distributed.refuse_together(_restore(self._parts, content, self.run.path))
+            distributed.refuse_together(_restore(self.run, self._parts, content))
         return position
 
     def stop_if_asked(self) -> None:
@@ -171,16 +171,18 @@ class Monitor:
         return (self._total - self._step) * (time.monotonic() - self._started) / max(1, done)
 
 
-def _restore(parts: Sequence[Stateful], content: dict[str, Any], path: Path) -> str | None:
-    """Restore the parts of the run in `path`; return why that is impossible, None if it is not."""
-    remedy = "or give --restart to start from scratch"
+def _restore(run: Run, parts: Sequence[Stateful], content: dict[str, Any]) -> str | None:
+    """Restore a checkpoint; return why that is impossible, None if it is not."""
+    rank, remedy = run.experiment.runtime.rank, "or give --restart to start from scratch"
     try:
         for part in parts:
             part.load_state(content)
+        generators = content["generators"]
+        order.set_generator_state(generators[rank % len(generators)])
     except UserError as error:
         return f"{error}; restore the file (or the library's version), {remedy}"
     except torch.OutOfMemoryError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
-        return f"{path}: the checkpoint does not fit this run; remove it, {remedy}"
+        return f"{run.path}: the checkpoint does not fit this run; remove it, {remedy}"
     return None

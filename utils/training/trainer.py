@@ -16,10 +16,9 @@ from utils.modeling.packing import Batch
 from utils.modeling.runtime import Runtime
 from utils.tasks.base import Task
 from utils.training.cuda_graphs import CudaGraphs
-from utils.training.distributed import gather, loss_module
+from utils.training.distributed import loss_module
 from utils.training.memory import keep_freed_memory
 from utils.training.optimizer import PaperAdamW
-from utils.training.order import generator_state, set_generator_state
 
 # Called after a step: its number in the round (from 1), learning rate, loss, gradient norm, rows
 AfterStep = Callable[[int, float, torch.Tensor, torch.Tensor, list[np.ndarray]], None]
@@ -142,25 +141,22 @@ class Trainer:
         self.release_memory()
 
     def state(self) -> dict[str, Any]:
-        """Return the content of a checkpoint: tensors and plain values only. All ranks call it."""
+        """Return the content of a checkpoint: tensors and plain values only."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "optimizer_steps": self.optimizer.steps,
             "scaler": self.scaler.state_dict(),
-            "generators": gather(generator_state()),  # by rank
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore model, masks, optimizer, scaler and global generators from `state()`."""
+        """Restore model, masks, optimizer and scaler from `state()`."""
         self.model.load_state_dict(state["model"])
         self.reset_optimizer()
         self.optimizer.load_state_dict(state["optimizer"])
         self.optimizer.steps = state["optimizer_steps"]
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        generators = state["generators"]
-        set_generator_state(generators[self.runtime.rank % len(generators)])
 
 
 def split_by_length(rows: np.ndarray, lengths: np.ndarray, count: int) -> list[np.ndarray]:
