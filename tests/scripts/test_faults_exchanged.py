@@ -46,6 +46,46 @@ def test_a_run_does_not_resume_with_another_mask(inputs, tmp_path, at_step):
     assert len(ended.errors()) == 1
 
 
+def change_dropout(folder):
+    """In config.json: the weights are the same."""
+    path = folder / "bert" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"hidden_dropout_prob": 0.3}))
+
+
+def change_vocabulary(folder):
+    """Exchange two WordPieces that no text has."""
+    path = folder / "bert" / "vocab.txt"
+    path.write_text(path.read_text().replace("(\n)\n", ")\n(\n"))
+
+
+def change_dev_set(folder):
+    path = folder / "MRPC" / "dev.tsv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-2]))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (change_dropout, "model settings (config.json)"),
+        (change_vocabulary, "WordPieces (vocab.txt)"),
+        (change_dev_set, "evaluation data"),
+    ],
+)
+@pytest.mark.parametrize("of", [imp, fine_tuning])
+def test_a_run_does_not_resume_with_other_inputs(inputs, tmp_path, at_step, change, what, of):
+    work = shutil.copytree(inputs, tmp_path / "inputs")
+    out = tmp_path / "out"
+
+    def script(inputs, out, *more):
+        return of(work, out, *more)
+
+    state = interrupted(inputs, out, at_step, step=4, script=script)
+    change(work)
+    ended = assert_refused_until_restart(inputs, out, state, script, what)
+    assert len(ended.errors()) == 1
+
+
 @pytest.mark.parametrize("name", ["MRPC", "squad", "text"])
 def test_a_run_does_not_resume_with_other_training_data(inputs, tmp_path, at_step, name):
     data, out = shutil.copytree(inputs / name, tmp_path / name), tmp_path / "out"

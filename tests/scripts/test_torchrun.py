@@ -204,6 +204,55 @@ def test_a_mask_that_differs_in_one_weight_stops_all_processes(start, data, tmp_
     ), "the run resumes"
 
 
+RANKS = """
+import os, sys
+sys.path.insert(0, {root!r})
+import glue_trans
+from utils import cli
+sys.argv += {more!r} if os.environ["RANK"] == "1" else []
+cli.run_script(glue_trans.main)
+"""
+
+
+def other_bert(folder, **changes):
+    """The model of `data` with other weights, or of other settings."""
+    return tiny.bert(folder / "other", **{"dropout": 0.0, "seed": 1, **changes})
+
+
+def other_mask(folder, bert):
+    flags = f"--weight pre --model glue --rate 0.5 --model_name_or_path {bert}".split()
+    launch.done("oneshot.py", *flags, "--output_dir", folder / "mask")
+    return folder / "mask" / "mask.pt"
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        (lambda path, data: ["--data_dir", tiny.glue(path / "MRPC", "MRPC", 17, 13, 1)], "data"),
+        (lambda path, data: ["--model_name_or_path", other_bert(path)], "weights"),
+        (
+            lambda path, data: ["--model_name_or_path", other_bert(path, seed=0, dropout=0.2)],
+            "model settings",
+        ),
+        (lambda path, data: ["--mask_dir", other_mask(path, data / "bert")], "mask"),
+        (lambda path, data: ["--seed", "7"], "--seed"),
+    ],
+    ids=["data", "weights", "dropout", "mask", "flag"],
+)
+def test_processes_with_other_inputs_are_refused(start, data, tmp_path, more, what):
+    """Before anything is written, with one line of rank 0, also without --do_train ("mask")."""
+    script = tmp_path / "ranks.py"
+    words = list(map(str, more(tmp_path, data)))
+    script.write_text(RANKS.format(root=str(launch.ROOT), more=words))
+    dropped = ("--sparsities", "0.3", "0.6", "--do_train" if what == "mask" else "")
+    flags = [flag for flag in map(str, command(data, "glue", 2)[1:]) if flag not in dropped]
+    ended = start.start(script, *flags, "--dir", "pre", cwd=tmp_path, processes=2).wait_all()
+    (line,) = ended[0].errors()
+    assert [each.code for each in ended] == [2, 2] and ended[1].errors() == []
+    assert "process 1 has other" in line and what in line
+    assert not (tmp_path / "out").exists()
+
+
 def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():

@@ -119,7 +119,7 @@ def check_processes(experiment: Experiment) -> None:
     digests, flags = Inputs(experiment).state(), experiment.arguments
     plain = flags.keys() - NEUTRAL_FLAGS - {k for k, v in flags.items() if isinstance(v, str)}
     inputs = {INPUTS[key]: digest for key, digest in digests.items()}
-    distributed.check_equal(inputs | {f"--{key}": repr(flags[key]) for key in sorted(plain)})
+    distributed.check_equal({f"--{key}": repr(flags[key]) for key in sorted(plain)} | inputs)
 
 
 def start_runtime(training: TrainingConfig) -> Runtime:

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertTokenizer
 
 from utils.config import GlueConfig, ModelConfig, OutputConfig, TrainingConfig
 from utils.data import glue
-from utils.data.rows import LabelledRows
+from utils.data.rows import LabelledRows, content_digest
 from utils.modeling import bert
 from utils.modeling.attention import encode, pool
 from utils.modeling.bert import BertTaskModel, SequenceClassifier
@@ -53,6 +53,11 @@ class GlueTask(LabelledTask):
         train = read("train") if training.do_train else None
         dev_splits = [split for split in spec.files if split != "train"] if training.do_eval else []
         return cls(spec, tokenizer, config, train, {split: read(split) for split in dev_splits})
+
+    def dev_digest(self) -> str:
+        """Identify the development set, "" without evaluation."""
+        sets = ((dev.rows.starts, dev.rows.ids, dev.labels) for dev in self.dev.values())
+        return " ".join(content_digest(*arrays) for arrays in sets)
 
     def logits(self, model: BertTaskModel, packed: Packed) -> torch.Tensor:
         """Return the head's outputs, [B, num_labels]."""
