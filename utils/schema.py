@@ -33,7 +33,7 @@ def parse(data: bytes) -> Any:
     """Return the value of JSON in UTF-8. Raises ValueError, in one line, for anything else."""
     try:
         text = data.decode("utf-8-sig")
-        value = json.loads(text, object_pairs_hook=_unique, parse_int=_int64)
+        value = json.loads(text, object_pairs_hook=_unique, parse_int=_number)
         if "\\u" in text:  # such an escape may be half a character, which cannot be printed
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
@@ -48,11 +48,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _int64(digits: str) -> int:
-    value = int(digits)
-    if abs(value) >= 2**63:
-        raise ValueError(f"an integer of {len(digits)} digits is too large")
-    return value
+def _number(digits: str) -> float:
+    return int(digits) if len(digits) <= 20 else float(digits)  # no field needs a larger integer
 
 
 def from_json(kind: type[Kind], value: Any, key: str = "") -> Kind:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from utils.errors import UserError
 from utils.runs.evaluation import Evaluator
 from utils.runs.losses import LossReader
-from utils.runs.run import Inputs, Run
+from utils.runs.run import INPUTS, Run, input_digests
 from utils.runs.signals import RESUME_EXIT_CODE, Preempted, handled_by
 from utils.training import distributed, order
 from utils.training.trainer import Trainer
@@ -58,7 +58,8 @@ class Monitor:
         self._step = self._skipped = 0  # global steps done, and those done by earlier processes
         self._started = self._saved_at = time.monotonic()
         self._signal: int | None = None
-        self._parts: tuple[Stateful, ...] = ()
+        self._inputs: dict[str, str] = {}
+        self._parts: tuple[Stateful, ...] = (trainer,)
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -134,7 +135,7 @@ class Monitor:
         content: dict[str, Any] = {"round": round_, "step": step, "generators": generators}
         for part in self._parts:
             content |= part.state()
-        self.run.save_checkpoint(content)
+        self.run.save_checkpoint(content | self._inputs)
         distributed.wait_for_main()
         self._saved_at = time.monotonic()
 
@@ -144,12 +145,12 @@ class Monitor:
         Call it before the first step. `parts` are saved and restored with the trainer. Raises
         UserError in every process if an input or a file that it needs was changed.
         """
-        self._parts = (Inputs(self.run.experiment), self.trainer, *parts)
+        self._parts, self._inputs = (*self._parts, *parts), input_digests(self.run.experiment)
         content = self.run.load_checkpoint()
         position = None if content is None else (content["round"], content["step"])
         distributed.check_same(str(position), "checkpoint to resume from")
         if content is not None:
-            distributed.refuse_together(_restore(self.run, self._parts, content))
+            distributed.refuse_together(_restore(self.run, self._inputs, self._parts, content))
         return position
 
     def stop_if_asked(self) -> None:
@@ -171,18 +172,24 @@ class Monitor:
         return (self._total - self._step) * (time.monotonic() - self._started) / max(1, done)
 
 
-def _restore(run: Run, parts: Sequence[Stateful], content: dict[str, Any]) -> str | None:
+def _restore(
+    run: Run, inputs: dict[str, str], parts: Sequence[Stateful], content: dict[str, Any]
+) -> str | None:
     """Restore a checkpoint; return why that is impossible, None if it is not."""
-    rank, remedy = run.experiment.runtime.rank, "or give --restart to start from scratch"
+    path, remedy = run.path, "or give --restart to start from scratch"
+    for key, digest in inputs.items():
+        if content.get(key, digest) != digest:  # checkpoints of early versions lack some
+            problem = f"this run began with other {INPUTS[key]} than the same flags give now"
+            return f"{path}: {problem}; restore those files (or library versions), {remedy}"
     try:
         for part in parts:
             part.load_state(content)
         generators = content["generators"]
-        order.set_generator_state(generators[rank % len(generators)])
+        order.set_generator_state(generators[run.experiment.runtime.rank % len(generators)])
     except UserError as error:
-        return f"{error}; restore the file (or the library's version), {remedy}"
+        return f"{error}; restore the file, {remedy}"
     except torch.OutOfMemoryError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
-        return f"{run.path}: the checkpoint does not fit this run; remove it, {remedy}"
+        return f"{path}: its checkpoint does not fit this run; remove it, {remedy}"
     return None

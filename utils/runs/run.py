@@ -80,46 +80,33 @@ class Experiment:
         return dict(sorted(values.items()))
 
 
-class Inputs:
-    """What a training depends on beside its flags: the values and digests of INPUTS."""
-
-    def __init__(self, experiment: Experiment) -> None:
-        task, model = experiment.task, experiment.model
-        settings, words = model.config.to_dict(), task.tokenizer.get_vocab().items()
-        self._path = experiment.config.output.output_dir
-        self._digests = {
-            "began_with": masks.state_digest(model),
-            "data": task.data_digest() if experiment.config.training.do_train else "",
-            "dev": task.dev_digest(),
-            "vocabulary": hashlib.sha256(repr(sorted(words)).encode()).hexdigest(),
-            "config": ", ".join(f"{key} {settings.get(key)}" for key in MODEL_SETTINGS),
-        }
-
-    def state(self) -> dict[str, str]:
-        """Return the digests, for a checkpoint."""
-        return self._digests
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Raise UserError if a run began with others; early versions did not save all."""
-        for key, digest in self._digests.items():
-            if state.get(key, digest) != digest:
-                raise UserError(
-                    f"{self._path}: this run began with other {INPUTS[key]} than the same flags "
-                    "give now"
-                )
+def input_digests(experiment: Experiment) -> dict[str, str]:
+    """Return a digest or the value of each of INPUTS; masks are part of the weights."""
+    task, model = experiment.task, experiment.model
+    settings, words = model.config.to_dict(), task.tokenizer.get_vocab().items()
+    return {
+        "began_with": masks.state_digest(model),
+        "data": task.data_digest() if experiment.config.training.do_train else "",
+        "dev": task.dev_digest(),
+        "vocabulary": hashlib.sha256(repr(sorted(words)).encode()).hexdigest(),
+        "config": ", ".join(f"{key} {settings.get(key)}" for key in MODEL_SETTINGS),
+    }
 
 
 def check_processes(experiment: Experiment) -> None:
-    """Raise UserError in every process of torchrun if their inputs or flags differ.
-
-    Paths may differ if they lead to the same content.
-    """
+    """Raise UserError in every process of torchrun if their inputs or flags (no paths) differ."""
     if experiment.runtime.world_size == 1:
         return
-    digests, flags = Inputs(experiment).state(), experiment.arguments
-    plain = flags.keys() - NEUTRAL_FLAGS - {k for k, v in flags.items() if isinstance(v, str)}
-    inputs = {INPUTS[key]: digest for key, digest in digests.items()}
-    distributed.check_equal({f"--{key}": repr(flags[key]) for key in sorted(plain)} | inputs)
+    given = {k: v for k, v in experiment.arguments.items() if k not in NEUTRAL_FLAGS}
+    values = {f"--{k}": repr(v) for k, v in given.items() if not isinstance(v, str)}
+    values |= {INPUTS[key]: digest for key, digest in input_digests(experiment).items()}
+    first, *others = distributed.gather(values)
+    for rank, theirs in enumerate(others, 1):
+        if differing := [key for key in first if theirs.get(key) != first[key]]:
+            raise UserError(
+                f"process {rank} has other {differing[0]} than process 0; give all processes the "
+                "same files and flags"
+            )
 
 
 def start_runtime(training: TrainingConfig) -> Runtime:

@@ -83,18 +83,6 @@ def check_same(value: str, what: str) -> None:
         raise RuntimeError(f"the processes disagree on the {what}: {values}")
 
 
-def check_equal(inputs: dict[str, str]) -> None:
-    """Raise UserError in every process if one has another value than rank 0 under some key."""
-    values = gather(inputs)
-    for other, theirs in enumerate(values):
-        differing = [key for key in inputs if theirs.get(key) != values[0].get(key)]
-        if differing:
-            raise UserError(
-                f"process {other} has other {differing[0]} than process 0; give all processes the "
-                "same files and flags"
-            )
-
-
 def refuse_together(problem: str | None) -> None:
     """Raise UserError in every process if one has a problem."""
     found = next(filter(None, gather(problem)), None)
