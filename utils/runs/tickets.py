@@ -54,9 +54,14 @@ def check_masks(folder: Path, tickets: list[Ticket], shapes: Mapping[str, torch.
 
 
 def mask_of_model(folder: Path, model_folder: Path) -> MaskInfo | None:
-    """Return the mask that the model in `model_folder` was trained with, None without an index."""
+    """Return the mask that the model in `model_folder` was trained with, None if not by IMP.
+
+    Raises UserError if tickets.json is missing or corrupt.
+    """
     tickets = read_tickets(folder)
     if tickets is None:
+        if any((each / files.MASK).exists() for each in files.model_folders(folder)):
+            raise UserError(f"{folder / files.TICKETS}: missing, but it lists the masks of the run")
         return None
     step, found = files.model_folder_step(model_folder), MaskInfo()
     for ticket in tickets:
