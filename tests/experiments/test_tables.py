@@ -433,6 +433,29 @@ def test_a_mask_with_an_invalid_origin_is_left_out_with_a_notice(tmp_path, chang
     assert [mask.seed for mask in found] == [1] and notices == [f"{path}: {message}; left out"]
 
 
+def test_a_mask_of_another_digest_is_left_out_of_the_overlaps_with_a_warning(tmp_path, capsys):
+    for task in ("rte", "cola"):
+        for seed in (1, 2):
+            folder = tmp_path / task / str(seed)
+            save_mask(folder, small_mask(0.7, seed), mask_info(task, 0.7, seed))
+    exchanged = tmp_path / "cola" / "2" / "mask.pt"
+    torch.save(small_mask(0.7, 3), exchanged)
+    found = overlap.find(tmp_path, False, [])
+    whole, *_ = overlap.tables(found, layout("rte", "cola"))
+    assert shown(whole, "RTE", "CoLA") == "100.0 (1)", "the pair of seed 1 alone"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {exchanged}: ") and "another mask" in line
+
+
+def test_a_row_with_the_origin_of_another_mask_is_left_out_with_a_notice(tmp_path):
+    info = mask_info("rte", 0.7, 1) | {"mask_sha256": "00"}
+    rows = [row("rte", 60.0, seed, info, mask_sha256=sha) for seed, sha in ((1, "00"), (2, "11"))]
+    path = write_rows(tmp_path, rows)
+    found = results.read(tmp_path)
+    assert found.rows["seed"].tolist() == [1]
+    assert found.notices == [f"{path}, line 2: 'mask_info' describes another mask; left out"]
+
+
 def test_a_mask_without_sparsity_stops_no_table(stsb):
     save_mask(stsb / "mask", small_mask(0.7, 1), mask_info("sts-b", 0.7, 1))
     path = stsb / "mask" / "mask.pt.json"

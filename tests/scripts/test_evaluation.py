@@ -59,6 +59,20 @@ def test_each_checkpoint_of_a_run_is_evaluated_on_request(data, finished):
     assert len(out.splitlines()) == 12
 
 
+@pytest.mark.parametrize("content", [None, "{", '{"tickets": [{"mask": 3}]}'])
+def test_checkpoints_without_an_index_of_their_masks_are_refused(data, finished, tmp_path, content):
+    """A dense model would be reported."""
+    folder = shutil.copytree(finished, tmp_path / "rounds")
+    index, before = folder / "tickets.json", (folder / "results.jsonl").read_text()
+    index.unlink()
+    if content is not None:
+        index.write_text(content)
+    ended = launch.run("LT_glue.py", *evaluation(data, folder, "--eval_all_checkpoints"))
+    (line,) = ended.errors()
+    assert ended.code == 2 and f"error: {index}: " in line
+    assert (folder / "results.jsonl").read_text() == before
+
+
 def test_checkpoints_of_another_task_or_without_models_are_refused(data, finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "rounds")
     flags = evaluation(data, folder, "--dir", "pre", "--eval_all_checkpoints")

@@ -250,6 +250,33 @@ def test_a_checkpoint_with_a_payload_is_refused(inputs, tmp_path, at_step, hosti
     assert ended.code == 2 and f"{target}: not a checkpoint of this program" in line
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: {},
+        lambda content: [content],
+        lambda content: content | {"results_bytes": "3"},
+        lambda content: {k: v for k, v in content.items() if k != "optimizer"},
+        lambda content: content | {"model": {"bert": torch.ones(1)}},
+        lambda content: content | {"generators": []},
+        lambda content: content | {"tickets": [{"round": 1}]},
+    ],
+    ids=["empty", "list", "type", "no optimizer", "model", "generators", "tickets"],
+)
+def test_a_checkpoint_of_other_content_is_refused(inputs, tmp_path, at_step, change):
+    """Its name has the right digest, as a program that rewrites it would leave it."""
+    out = tmp_path / "out"
+    state = interrupted(inputs, out, at_step, step=6)
+    torch.save(change(torch.load(state, weights_only=True)), tmp_path / "other.pt")
+    digest = files.file_digest(tmp_path / "other.pt")
+    state.unlink()
+    (tmp_path / "other.pt").rename(target := state.with_name(f"state-1-2-{digest[:16]}.pt"))
+    ended = imp(inputs, out)
+    (line,) = ended.errors()
+    assert ended.code == 2 and str(out) in line and "remove it" in line
+    assert newest(out) == target
+
+
 def test_a_squad_cache_with_a_payload_is_rebuilt(inputs, tmp_path, hostile):
     ignored = shutil.ignore_patterns("cached*")
     data = shutil.copytree(inputs / "squad", tmp_path / "data", ignore=ignored)

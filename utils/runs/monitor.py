@@ -188,8 +188,8 @@ def _restore(
         order.set_generator_state(generators[run.experiment.runtime.rank % len(generators)])
     except UserError as error:
         return f"{error}; restore the file, {remedy}"
-    except torch.OutOfMemoryError:
+    except (OSError, torch.OutOfMemoryError):
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
+    except Exception:  # torch raises many kinds
         return f"{path}: its checkpoint does not fit this run; remove it, {remedy}"
     return None
