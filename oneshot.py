@@ -1,6 +1,6 @@
 """Make a mask in one shot: magnitude pruning of BERT's weights (OMP), or a random mask (m_RP)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils import cli, files
@@ -9,7 +9,7 @@ with cli.imports_without_gc():
     from utils.config import ModelConfig, flag
     from utils.modeling import bert
     from utils.pruning import criteria, mask_files, masks
-    from utils.pruning.origin import Origin
+    from utils.pruning.origin import Origin, check_replaceable
 
 METHODS = {"magnitude": "omp", "random": "random"}  # --method -> method of the mask's origin
 MODELS = {
@@ -42,8 +42,11 @@ class Config:
         42, "seed of --weight rand and of --method random (ours: 42)", bounds=f">= 0, < {2**63}"
     )
     output_dir: str | None = flag(
-        None, "folder for mask.pt; left out, tmp/oneshot/WEIGHT_MODEL_RATE (ours)"
+        None,
+        "folder for mask.pt; left out, tmp/oneshot/WEIGHT_MODEL_RATE, with _random for --method "
+        "random, and with _seedSEED if the mask depends on the seed (ours)",
     )
+    overwrite: bool = flag(False, "replace a file that other flags made (ours)")
 
 
 def main() -> None:
@@ -60,10 +63,14 @@ def main() -> None:
     else:
         mask = criteria.magnitude(masks.weights(model), config.rate)
 
+    draws = config.method == "random" or config.weight == "rand"
     name = f"{config.weight}_{config.model}_{config.rate}"
+    name += "_random" * (config.method == "random") + f"_seed{config.seed}" * draws
     path = Path(config.output_dir or f"tmp/oneshot/{name}") / files.MASK
     method, seed = METHODS[config.method], config.seed
     origin = Origin(method=method, seed=seed, weight=config.weight, model=source)
+    made = replace(origin, seed=seed if draws else None, sparsity=round(masks.sparsity(mask), 9))
+    check_replaceable(path, made, config.overwrite, (source, config.base.config_name))
     mask_files.save(mask, path, origin)
     total = sum(keep.numel() for keep in mask.values())
     dropped = total - sum(int(keep.sum()) for keep in mask.values())

@@ -9,7 +9,7 @@ with cli.imports_without_gc():
     from utils.config import ModelConfig, flag
     from utils.modeling import bert, saving
     from utils.pruning import perturbation
-    from utils.pruning.origin import Origin
+    from utils.pruning.origin import Origin, check_replaceable
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,12 @@ class Config:
     )
     sigma: float = flag(0.02, "--mode noise: its standard deviation (ours)", bounds="> 0, < inf")
     seed: int = flag(42, "seed of the draw (ours: 42)", bounds=f">= 0, < {2**63}")
-    output: str = flag("tmp/shuffle_weight.pt", "file to write, to give to --weight_pertub")
+    output: str | None = flag(
+        None,
+        "file to write, to give to --weight_pertub; left out, tmp/shuffle_weight.pt, or with "
+        "another mode or seed tmp/MODE_weight_seedSEED.pt (ours)",
+    )
+    overwrite: bool = flag(False, "replace a file that other flags made (ours)")
 
 
 def main() -> None:
@@ -41,9 +46,13 @@ def main() -> None:
 
     sigma = config.sigma if config.mode == "noise" else None
     origin = Origin(mode=config.mode, seed=config.seed, model=source, sigma=sigma)
-    saving.save_weights(weights, Path(config.output), origin)
+    name = f"{config.mode}{sigma or ''}_weight_seed{config.seed}"
+    name = "shuffle_weight" if name == "layers_weight_seed42" else name  # as in released commands
+    path = Path(config.output or f"tmp/{name}.pt")
+    check_replaceable(path, origin, config.overwrite, (source, config.model.config_name))
+    saving.save_weights(weights, path, origin)
     mode = perturbation.MODES[config.mode]
-    print(f"{config.output}: {len(weights)} weight matrices of {source}, {mode}")
+    print(f"{path}: {len(weights)} weight matrices of {source}, {mode}")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def find(folder: Path, as_released: bool, notices: list[str]) -> list[MaskFile]:
     groups: dict[tuple[str, float, int | None], list[MaskFile]] = {}
     for path in sorted(folder.rglob(f"*.pt{files.ORIGIN_SUFFIX}")):
         mask = _mask_file(path, as_released, notices)
-        if mask:
+        if mask and not files.moved_aside(path, folder):
             groups.setdefault((mask.source, mask.percent, mask.seed), []).append(mask)
     kept = []
     for (source, percent, seed), group in groups.items():

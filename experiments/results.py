@@ -117,8 +117,9 @@ def read(folder: Path, as_released: bool = False) -> Results:
         remedy = "give the folder that holds the output folders"
         raise UserError(f"{folder}: no {files.RESULTS} below it; {remedy}")
     found: list[dict[str, Any]] = []
-    notices: list[str] = []
-    for path in paths:
+    aside = sorted({str(each) for path in paths if (each := files.moved_aside(path, folder))})
+    notices = [f"{each}: moved aside by a later run; give it alone to read it" for each in aside]
+    for path in (path for path in paths if not files.moved_aside(path, folder)):
         records, problems = read_records(path)
         notices += problems
         for number, record in records:

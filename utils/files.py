@@ -87,6 +87,13 @@ def is_ours(name: str) -> bool:
     return _is_final(name) or is_leftover(name)
 
 
+def moved_aside(path: Path, below: Path) -> Path | None:
+    """Return the folder below `below` to which another run moved `path`, None if none did."""
+    inside = path.relative_to(below)
+    found = (folder for folder in inside.parents if re.fullmatch(r"replaced-\d+", folder.name))
+    return next((below / folder for folder in found), None)
+
+
 def _is_final(name: str) -> bool:
     return name in RUN_FILES or bool(_NUMBERED.fullmatch(name)) or is_state(name)
 

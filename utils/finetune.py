@@ -92,33 +92,31 @@ def fine_tune(trainer: Trainer, plan: StepPlan, monitor: Monitor) -> None:
 def evaluate(experiment: Experiment, mask_info: MaskInfo = DENSE) -> None:
     """Evaluate the model given, or every model saved in the output folder, without training.
 
-    Rows are added, none is replaced. Raises UserError if every model of the run was removed.
+    Rows are added, none is replaced. Raises UserError if another process is writing to the output
+    folder, or if every model of the run was removed.
     """
-    check_processes(experiment)
-    run_ = Run(experiment, None)
-    evaluator = Evaluator(run_, "evaluate")
     nn.Module.to(experiment.model, experiment.runtime.device)
-    earlier = len(run_.records())
     every = experiment.config.training.eval_all_checkpoints
-    folders = files.model_folders(run_.path) if every else []
+    folders = files.model_folders(Path(experiment.config.output.output_dir)) if every else []
     with_model = [folder for folder in folders if (folder / files.MODEL_FILES[0]).exists()]
     if folders and not with_model:
         raise UserError(
-            f"--eval_all_checkpoints: no checkpoint-STEP in {run_.path} has kept its model "
+            f"--eval_all_checkpoints: no checkpoint-STEP in {folders[0].parent} has kept its model "
             "(--save_total_limit); leave the flag out to evaluate the model given"
         )
     if not with_model:
         bert.check_trained(experiment.model, experiment.config.model.config_source)
-    run_.path.mkdir(parents=True, exist_ok=True)
-    for folder in with_model:
-        bert.reload(experiment.model, str(folder))
-        trained_with = mask_of_model(run_.path, folder) or mask_info
-        step = files.model_folder_step(folder)
-        evaluator.evaluate(step, trained_with, None, final=True, last=False)
-    if not with_model:
-        evaluator.evaluate(0, mask_info, None, final=True, last=True)
-    evaluator.events.close()
-    say(scores_table(experiment.task, run_.records()[earlier:]))
+    with Run.open(experiment, finds_tickets=False) as run_:
+        earlier, evaluator = len(run_.records()), Evaluator(run_, "evaluate")
+        for folder in with_model:
+            bert.reload(experiment.model, str(folder))
+            trained_with = mask_of_model(run_.path, folder) or mask_info
+            step = files.model_folder_step(folder)
+            evaluator.evaluate(step, trained_with, None, final=True, last=False)
+        if not with_model:
+            evaluator.evaluate(0, mask_info, None, final=True, last=True)
+        evaluator.events.close()
+        say(scores_table(experiment.task, run_.records()[earlier:]))
 
 
 def save_model(run_: Run, step: int) -> None:

@@ -149,7 +149,8 @@ def run(experiment: Experiment, schedule: ImpSchedule) -> None:
     schedule.check()
     masks.attach(experiment.model)  # m = 1
     training = experiment.config.training
-    with Run.open(experiment, finds_tickets=True) as run_:
+    defaults = {"save_steps": schedule.total_steps // 10, "sparsities": list(SPARSITIES)}
+    with Run.open(experiment, finds_tickets=True, defaults=defaults) as run_:
         if run_.finished:
             return
         trainer, evaluator = experiment.trainer(), Evaluator(run_, "imp")

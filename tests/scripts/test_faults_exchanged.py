@@ -41,7 +41,7 @@ def test_a_run_does_not_resume_with_another_mask(inputs, tmp_path, at_step):
 
     one_shot(inputs, omp, "--method", "random", "--seed", 1)
     state = interrupted(inputs, out, at_step, step=4, script=script)
-    one_shot(inputs, omp, "--method", "random", "--seed", 2)
+    one_shot(inputs, omp, "--method", "random", "--seed", 2, "--overwrite")
     ended = assert_refused_until_restart(inputs, out, state, script, "weights or another mask")
     assert len(ended.errors()) == 1
 

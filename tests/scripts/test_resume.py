@@ -50,9 +50,9 @@ def test_another_command_is_refused_and_replaces_the_run_with_overwrite(data, tm
     assert refused.code == 2 and "--max_steps 6 there, 4 here" in refused.err
     assert len(digests(out)) == 3
     (warning,) = launch.run("LT_glue.py", *other, "--overwrite_output_dir").errors()
-    difference = "--max_steps 6 there, 4 here"
-    assert warning == f"warning: {out}: replaces the run there ({difference})"
+    assert "(--max_steps 6 there, 4 here) are now in" in warning
     assert len(digests(out)) == 2 and not (out / "checkpoint-6").exists() and len(results(out)) == 2
+    assert len(digests(out / "replaced-1")) == len(results(out / "replaced-1")) == 3
     assert mine.read_text() == "mine"
 
 

@@ -15,7 +15,7 @@ import torch
 from utils import files
 from utils.runs.console import format_table
 from utils.runs.records import EvaluationRecord, MaskInfo
-from utils.runs.run import Run
+from utils.runs.run import Run, code_commit
 from utils.tasks.base import Task
 
 _VERSIONS = ("torch", "transformers", "tokenizers", "numpy")  # that a result depends on
@@ -38,7 +38,7 @@ class Evaluator:
             seed=experiment.config.training.seed,
             script=os.path.basename(sys.argv[0]),
             args=experiment.arguments,
-            versions={"python": platform.python_version(), **versions},
+            versions={"python": platform.python_version(), "commit": code_commit(), **versions},
             device="cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
         )
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from utils import files
 from utils.config import OutputConfig
 from utils.errors import UserError
@@ -18,27 +20,67 @@ from utils.runs.records import Owner, current_names, read_owner
 NEUTRAL_FLAGS = {
     *("overwrite_output_dir", "should_continue", "restart", "overwrite_cache", "cache_dir"),
     *("threads", "checkpoint_minutes", "local_rank", "verbose_logging", "save_total_limit"),
-    "output_dir",
+    *("output_dir", "model_type"),
+}
+_EFFECTIVE_WITH = {  # flag -> flags without which it changes no result
+    "evaluate_during_training": ("do_eval", "logging_steps"),
+    "logging_steps": ("do_eval", "evaluate_during_training"),
+    "eval_all_checkpoints": ("do_eval", "dir", "save_steps"),  # IMP evaluates every round
+    "per_gpu_eval_batch_size": ("do_eval", "as_released", "mlm"),
+    "null_score_diff_threshold": ("do_eval", "version_2_with_negative"),
+    **dict.fromkeys(("eval_data_file", "predict_file"), ("do_eval",)),
+    **dict.fromkeys(("n_best_size", "max_answer_length"), ("do_eval",)),
 }
 _MODEL_FLAGS = ("model_name_or_path", "config_name", "tokenizer_name")
 
 
-def differences(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """List the flags that differ in effect; an absent flag of an earlier version is off."""
+def differences(
+    recorded: Mapping[str, Any],
+    given: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+    directory: str = "",
+) -> list[str]:
+    """List the flags that differ in effect; an absent flag of an earlier version is off.
+
+    `defaults`: what flags that are left out mean. `directory`: where `recorded` was given.
+    """
     recorded = current_names(dict(recorded))
+    there, here = _meaning(recorded, defaults or {}, directory), _meaning(given, defaults or {})
     return [
         f"--{key} {recorded.get(key)} there, {given.get(key)} here"
-        for key in sorted((recorded.keys() | given.keys()) - NEUTRAL_FLAGS)
-        if _effective(recorded.get(key)) != _effective(given.get(key))
+        for key in sorted(there.keys() | here.keys())
+        if recorded.get(key) != given.get(key) and there.get(key) != here.get(key)
     ]
 
 
-def _effective(value: Any) -> Any:
-    if isinstance(value, str):
-        return os.path.normpath(value)  # "data/" is "data"
+def _meaning(
+    arguments: Mapping[str, Any], defaults: Mapping[str, Any], directory: str = ""
+) -> dict[str, Any]:
+    """Return what the flags mean, without those that are off or change no result."""
+    values = dict.fromkeys(_MODEL_FLAGS, arguments.get(_MODEL_FLAGS[0]))
+    values |= {**defaults, **{key: v for key, v in arguments.items() if v is not None}}
+    steps, idle = values.get("max_steps"), set(NEUTRAL_FLAGS)
+    idle |= {flag for flag, others in _EFFECTIVE_WITH.items() if not all(map(values.get, others))}
+    if not isinstance(steps, int) or steps <= 0:
+        idle.add("max_steps")
+    elif not values.get("as_released"):
+        idle.add("num_train_epochs")
+    if not torch.cuda.is_available():
+        idle.add("no_cuda")
+    return {
+        key: _normalize(key, v, directory) for key, v in values.items() if v and key not in idle
+    }
+
+
+def _normalize(key: str, value: Any, directory: str) -> Any:
     if isinstance(value, tuple):
         return list(value)  # as JSON returns it
-    return None if value is False else value
+    if not isinstance(value, str):
+        return value
+    path = os.path.join(directory, value)
+    if key == "task_name":
+        return value.lower()
+    return os.path.realpath(path) if os.path.exists(path) else os.path.normpath(value)
 
 
 def summarize(items: list[str]) -> str:
@@ -47,58 +89,82 @@ def summarize(items: list[str]) -> str:
     return ", ".join(items[:4]) + more
 
 
-class FolderLock:
-    """The lock on an output folder, which it creates; the end of the process releases it too.
+class HeldFolder:
+    """An output folder, created if needed, that no other process can hold until `close`.
 
-    Raises UserError if the folder cannot be written or another process holds the lock.
+    Raises UserError if the folder cannot be written or another process holds it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / files.LOCK
+    finished = False  # whether it holds the finished run of the same arguments
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._lock_path = path, path / files.LOCK
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a")
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = self._lock_path.open("a")
         except OSError as error:
             raise UserError(
-                f"--output_dir {folder}: cannot be written ({error.strerror}); choose another"
+                f"--output_dir {path}: cannot be written ({error.strerror}); choose another"
             ) from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._file.close()
+            self._lock.close()
             raise UserError(
-                f"--output_dir {folder}: another process is writing there; wait for it or "
-                "choose another folder"
+                f"--output_dir {path}: another process is writing there; wait for it or choose "
+                "another folder"
             ) from None
 
-    def is_held(self) -> bool:
-        """Return whether the folder still holds the locked file."""
+    def check_held(self) -> None:
+        """Raise UserError if the folder was removed: the earlier files of this run are lost."""
+        if not self._is_held():
+            raise UserError(
+                f"--output_dir {self.path}: removed while this run was writing there; the same "
+                "command starts the run from scratch"
+            )
+
+    def close(self) -> None:
+        """Release the folder, as the end of the process does too; it stays unless it is empty."""
+        if self._is_held() and not self._occupied():
+            self._lock_path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+        self._lock.close()
+
+    def _is_held(self) -> bool:
         try:
-            return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+            return os.path.samestat(os.fstat(self._lock.fileno()), self._lock_path.stat())
         except OSError:
             return False
 
-    def release(self) -> None:
-        """Release the lock."""
-        self._file.close()
+    def _occupied(self) -> bool:
+        names = (entry.name for entry in self._entries())
+        return any(name != files.LOCK and not files.is_leftover(name) for name in names)
+
+    def _entries(self) -> list[Path]:
+        return list(self.path.iterdir()) if self.path.is_dir() else []
 
 
-class OutputFolder:
-    """An output folder held by this process until `close`.
+class OutputFolder(HeldFolder):
+    """The output folder of a training run, held by this process until `close`.
 
-    `finished` is True if the folder holds the finished run of the same arguments. Opening raises
-    UserError, with nothing changed, if the folder may not be used. Files of an earlier run are
-    removed, but its tickets are moved aside if this run finds none. Files that no run writes stay.
+    Opening raises UserError, with nothing changed, if the folder may not be used. Files of an
+    earlier run are removed, but its tickets are moved aside, unless --restart finds them again.
+    Files that no run writes stay. `defaults`: what flags that are left out mean.
     """
 
     def __init__(
-        self, output: OutputConfig, arguments: dict[str, Any], finds_tickets: bool
+        self,
+        output: OutputConfig,
+        arguments: dict[str, Any],
+        finds_tickets: bool,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = Path(output.output_dir)
         self.arguments = arguments
-        self._output = output
+        self._output, self._defaults = output, defaults
         self._decide()  # a refusal leaves no trace, not even the lock file
-        self._lock = FolderLock(self.path)
+        super().__init__(self.path)
         try:
             action = self._decide()  # now no other process can change the folder
             self.finished = action == "finished"
@@ -116,22 +182,6 @@ class OutputFolder:
         self._write_owner(finished=True)
         self.finished = True
         self._sweep()
-
-    def check_held(self) -> None:
-        """Raise UserError if the folder was removed: the earlier files of this run are lost."""
-        if not self._lock.is_held():
-            raise UserError(
-                f"--output_dir {self.path}: removed while this run was writing there; the same "
-                "command starts the run from scratch"
-            )
-
-    def close(self) -> None:
-        """Release the lock; the folder stays unless it is empty."""
-        if self._lock.is_held() and not self._occupied():
-            (self.path / files.LOCK).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                self.path.rmdir()
-        self._lock.release()
 
     def _decide(self) -> str:
         """Return what to do: "finished", "continue" or "replace". Raises UserError."""
@@ -165,14 +215,9 @@ class OutputFolder:
         return "replace"
 
     def _differences(self, found: Owner | None) -> list[str]:
-        return [] if found is None else differences(found.arguments, self.arguments)
-
-    def _occupied(self) -> bool:
-        names = (entry.name for entry in self._entries())
-        return any(name != files.LOCK and not files.is_leftover(name) for name in names)
-
-    def _entries(self) -> list[Path]:
-        return list(self.path.iterdir()) if self.path.is_dir() else []
+        if found is None:
+            return []
+        return differences(found.arguments, self.arguments, self._defaults, found.directory)
 
     def _files_to_remove(self) -> list[Path]:
         """List the files of an earlier run by their names; a model that no run put there stays."""
@@ -184,27 +229,28 @@ class OutputFolder:
         """Raise UserError if this run reads a file or folder that it would remove."""
         removed = [entry.resolve() for entry in self._files_to_remove()]
         removes_model = any(entry.name in files.MODEL_FILES for entry in removed)
-        for key, value in self.arguments.items():
-            if key in NEUTRAL_FLAGS or not isinstance(value, str) or not os.path.exists(value):
-                continue
-            path = Path(value).resolve()
+        for key, value in _meaning(self.arguments, {}).items():
+            path = Path(value) if isinstance(value, str) else Path()
             own_model = key in _MODEL_FLAGS and removes_model and path == self.path.resolve()
             if own_model or any(path.is_relative_to(entry) for entry in removed):
                 raise UserError(
-                    f"--{key} {value} is in --output_dir {self.path} and this run would replace "
-                    "it; give another --output_dir, or move it first"
+                    f"--{key} {self.arguments[key]} is in --output_dir {self.path} and this run "
+                    "would replace it; give another --output_dir, or move it first"
                 )
 
     def _clear(self, finds_tickets: bool) -> None:
-        """Remove the files of an earlier run, or move its tickets aside if this run finds none."""
+        """Remove the files of an earlier run; move them aside if they cost rounds of IMP."""
+        differing = self._differences(read_owner(self.path))
+        other = f" ({summarize(differing)})" if differing else ""
         aside = None
-        if (self.path / files.TICKETS).exists() and not finds_tickets:
+        rounds = [path for path in self._entries() if (path / files.MASK).exists()]
+        found = bool(rounds) or (self.path / files.TICKETS).exists()
+        if found and not (self._output.restart and finds_tickets):
             names = (files.REPLACED.format(number=number) for number in itertools.count(1))
             aside = next(self.path / name for name in names if not (self.path / name).exists())
             aside.mkdir()
-            files.warn(f"{self.path}: holds tickets; the files of their run are now in {aside}")
-        elif differing := self._differences(read_owner(self.path)):
-            files.warn(f"{self.path}: replaces the run there ({summarize(differing)})")
+        elif differing:
+            files.warn(f"{self.path}: replaces the run there{other}")
         # run.json first: a half-removed run belongs to nobody.
         # tickets.json last: it shows that tickets are there.
         order = {files.RUN: 0, files.TICKETS: 2}
@@ -213,6 +259,12 @@ class OutputFolder:
                 entry.replace(aside / entry.name)
             else:
                 files.remove(entry)
+        if aside:
+            size = sum(file.stat().st_size for file in aside.rglob("*") if file.is_file())
+            files.warn(
+                f"{self.path}: holds tickets; the files of their run{other} are now in {aside}; "
+                f"remove that folder to free {size / 1e9:.1f} GB"
+            )
 
     def _sweep(self) -> None:
         """Remove what a killed process of this run left half made."""
@@ -221,5 +273,5 @@ class OutputFolder:
                 files.remove(entry)
 
     def _write_owner(self, finished: bool) -> None:
-        owner = Owner(self.arguments, finished)
+        owner = Owner(self.arguments, finished, os.getcwd())
         files.write_json(self.path / files.RUN, vars(owner))

@@ -69,6 +69,7 @@ class Owner:
 
     arguments: dict[str, Any] = field(default_factory=dict)
     finished: bool = False
+    directory: str = ""  # from which relative paths in the arguments count
 
 
 def read_owner(folder: Path) -> Owner | None:

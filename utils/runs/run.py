@@ -1,7 +1,9 @@
 """A run in its output folder, as every process sees it: rank 0 writes, the others follow."""
 
 import contextlib
+import functools
 import hashlib
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,13 +22,14 @@ from utils.pruning import masks
 from utils.pruning.origin import Origin
 from utils.runs import checkpoint
 from utils.runs.console import say
-from utils.runs.folder import NEUTRAL_FLAGS, OutputFolder
+from utils.runs.folder import NEUTRAL_FLAGS, HeldFolder, OutputFolder
 from utils.runs.records import EvaluationRecord, append_record, read_records, remove_later_rows
 from utils.tasks.base import Task
 from utils.training import distributed
 from utils.training.optimizer import PaperAdamW
 from utils.training.trainer import Trainer
 
+ROOT = Path(__file__).resolve().parents[2]  # of this code
 PRETRAINED = SubnetworkConfig(dir="pre")
 INPUTS = {  # of a run, as a checkpoint names their digests -> how messages name them
     "began_with": "weights or another mask",
@@ -127,10 +130,22 @@ def start_runtime(training: TrainingConfig) -> Runtime:
     return runtime
 
 
+@functools.cache
+def code_commit(root: Path = ROOT) -> str:
+    """Return the git commit of this code, with "+changes" if files differ; "unknown" without it."""
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        found = subprocess.run(
+            [*command, "--dirty=+changes"], capture_output=True, text=True, timeout=5, check=True
+        )
+        return found.stdout.strip()
+    return "unknown"
+
+
 class Run:
     """The run of an experiment; on ranks above 0 `folder` is None and nothing is written."""
 
-    def __init__(self, experiment: Experiment, folder: OutputFolder | None) -> None:
+    def __init__(self, experiment: Experiment, folder: HeldFolder | None) -> None:
         self.experiment = experiment
         self.path = Path(experiment.config.output.output_dir)
         self.finished = self._has_read = False
@@ -140,18 +155,23 @@ class Run:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, experiment: Experiment, finds_tickets: bool) -> Iterator["Run"]:
+    def open(
+        cls, experiment: Experiment, finds_tickets: bool, defaults: dict[str, Any] | None = None
+    ) -> Iterator["Run"]:
         """Hold the output folder for a run: a new one, or the unfinished one of the same arguments.
 
-        If the folder may not be used, raises UserError on rank 0 and ends the other ranks. Before
-        that, raises UserError if the inputs of the processes differ.
+        Without --do_train, hold it to add evaluations; its files stay. `defaults`: what flags that
+        are left out mean. If the folder may not be used, raises UserError on rank 0 and ends the
+        other ranks. Before that, raises UserError if the inputs of the processes differ.
         """
         check_processes(experiment)
-        folder = None
+        folder, config = None, experiment.config
         try:
-            if experiment.runtime.is_main:
-                output, arguments = experiment.config.output, experiment.arguments
-                folder = OutputFolder(output, arguments, finds_tickets)
+            if experiment.runtime.is_main and not config.training.do_train:
+                folder = HeldFolder(Path(config.output.output_dir))
+            elif experiment.runtime.is_main:
+                arguments = experiment.arguments
+                folder = OutputFolder(config.output, arguments, finds_tickets, defaults)
         except UserError:
             distributed.broadcast(None)
             raise
@@ -170,7 +190,7 @@ class Run:
 
     def finish(self) -> None:
         """Mark the run finished."""
-        if self._folder:
+        if isinstance(self._folder, OutputFolder):
             self._folder.finish()
 
     def check_held(self) -> None:
