@@ -14,7 +14,7 @@ from utils.runs.console import say
 from utils.runs.evaluation import Evaluator, scores_table
 from utils.runs.monitor import Monitor
 from utils.runs.records import DENSE, MaskInfo
-from utils.runs.run import Experiment, Run, check_processes
+from utils.runs.run import Experiment, Run
 from utils.runs.tickets import mask_of_model
 from utils.training import distributed
 from utils.training.optimizer import linear_schedule

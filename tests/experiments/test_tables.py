@@ -305,6 +305,20 @@ def test_contradictions_are_left_out_with_a_notice_and_repetitions_count_once(tm
     assert all(f"{tmp_path / folder / 'results.jsonl'}, line 2" in notice for folder in "ab")
 
 
+def test_what_a_run_moved_aside_is_left_out_with_a_notice(stsb):
+    """Its rows are of another run in the same folder, often with another recipe."""
+    aside = stsb / "sts-b" / "all" / "replaced-2"
+    write_rows(aside, trainings("sts-b", [10.0, 11.0, 12.0], args={"block_size": 3}))
+    save_mask(aside / "checkpoint-5", small_mask(0.5, 1), mask_info("sts-b", 0.5, 1))
+    found = results.read(stsb)
+    table = builders.table2(found, layout("sts-b"))
+    assert shown(table, "full network f(x, theta_0)", "STS-B") == "88.4 ± 0.4 (3)"
+    (notice,) = found.notices
+    assert notice.startswith(f"{aside}: moved aside")
+    assert overlap.find(stsb, False, []) == []
+    assert len(results.read(aside).rows) == 3 and len(overlap.find(aside, False, [])) == 1
+
+
 def test_bad_lines_are_left_out_with_a_notice(tmp_path):
     rows = [
         row("rte", 60.0, 1),

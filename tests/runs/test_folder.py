@@ -5,11 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from utils import files
 from utils.config import OutputConfig
 from utils.errors import UserError
-from utils.runs.folder import OutputFolder
+from utils.runs.folder import OutputFolder, differences
 
 ARGUMENTS = {"seed": 1, "checkpoint_minutes": 10.0, "data_dir": "glue_data/RTE"}
 
@@ -20,8 +21,8 @@ def opened(path, arguments=ARGUMENTS, finds_tickets=False, **flags):
     return contextlib.closing(folder)
 
 
-def overwritten(path, arguments=ARGUMENTS, finds_tickets=False):
-    return opened(path, arguments, finds_tickets, overwrite_output_dir=True)
+def overwritten(path, arguments=ARGUMENTS, finds_tickets=False, **flags):
+    return opened(path, arguments, finds_tickets, overwrite_output_dir=True, **flags)
 
 
 def add_checkpoint(path, round_=0, step=5):
@@ -101,6 +102,131 @@ def test_what_happens_to_the_run_in_the_folder(tmp_path, finished, arguments, fl
         assert folder.finished == (end == "is finished")
         assert bool(checkpoints(out)) == (end == "resumes")
         assert (out / files.RESULTS).exists() == (end != "starts")
+
+
+FINE_TUNING = {
+    **{"task_name": "MRPC", "data_dir": "RTE", "dir": "pre", "do_eval": True, "max_steps": -1},
+    **{"model_name_or_path": "hub/bert", "num_train_epochs": 3.0, "logging_steps": 500, "seed": 0},
+    **{"evaluate_during_training": False, "as_released": False, "save_steps": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given"),
+    [
+        ({}, {"data_dir": "./RTE//"}),
+        ({}, {"data_dir": "{base}/RTE"}),
+        ({}, {"data_dir": "{base}/link"}),
+        ({}, {"data_dir": "link/../RTE"}),
+        ({"mask_dir": "{base}/RTE/mask.pt"}, {"mask_dir": "link/mask.pt"}),
+        ({}, {"task_name": "mrpc"}),
+        ({}, {"max_steps": -5}),
+        ({"max_steps": 0}, {"max_steps": None}),
+        ({"max_steps": 10}, {"max_steps": 10, "num_train_epochs": 9.0}),
+        ({}, {"save_steps": 0}),
+        ({}, {"eval_all_checkpoints": True}),  # no model is saved on the way
+        ({}, {"logging_steps": 5}),
+        ({}, {"logging_steps": 0, "evaluate_during_training": True}),
+        ({"do_eval": False}, {"do_eval": False, "evaluate_during_training": True}),
+        ({"do_eval": False}, {"do_eval": False, "predict_file": "dev.json", "n_best_size": 3}),
+        ({"mlm": True}, {"mlm": True, "per_gpu_eval_batch_size": 4}),
+        ({}, {"null_score_diff_threshold": 1.0}),
+        ({}, {"config_name": "hub/bert", "tokenizer_name": "hub//bert"}),
+        ({"tokenizer_name": "hub/bert"}, {}),
+        ({}, {"model_type": "BERT", "threads": 3, "verbose_logging": True, "save_total_limit": 1}),
+    ],
+)
+def test_a_command_spelled_differently_is_the_same_run(tmp_path, monkeypatch, recorded, given):
+    assert found_differing(tmp_path, monkeypatch, recorded, given) == []
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "flags"),
+    [
+        ({}, {"data_dir": "WNLI"}, ["data_dir"]),
+        ({}, {"data_dir": "missing"}, ["data_dir"]),
+        ({}, {"task_name": "RTE"}, ["task_name"]),
+        ({}, {"max_steps": 10}, ["max_steps"]),
+        ({"max_steps": 10}, {"max_steps": 11}, ["max_steps"]),
+        ({}, {"num_train_epochs": 9.0}, ["num_train_epochs"]),
+        ({}, {"do_eval": False}, ["do_eval"]),
+        ({}, {"evaluate_during_training": True}, ["evaluate_during_training"]),
+        (
+            {"evaluate_during_training": True},
+            {"evaluate_during_training": True, "logging_steps": 5},
+            ["logging_steps"],
+        ),
+        ({}, {"save_steps": 5}, ["save_steps"]),
+        ({}, {"predict_file": "dev.json"}, ["predict_file"]),
+        ({}, {"model_name_or_path": "hub/other"}, ["model_name_or_path"]),
+        ({}, {"config_name": "hub/other"}, ["config_name"]),
+        (
+            {"mlm": True, "as_released": True, "max_steps": 10},
+            {"per_gpu_eval_batch_size": 4, "num_train_epochs": 9.0}
+            | {"mlm": True, "as_released": True, "max_steps": 10},
+            ["num_train_epochs", "per_gpu_eval_batch_size"],
+        ),
+        ({}, {"processes": 2}, ["processes"]),
+    ],
+)
+def test_a_flag_with_an_effect_makes_another_run(tmp_path, monkeypatch, recorded, given, flags):
+    found = found_differing(tmp_path, monkeypatch, recorded, given)
+    assert [each.split()[0] for each in found] == [f"--{flag}" for flag in flags]
+
+
+def found_differing(base, monkeypatch, recorded, given):
+    """The differences between FINE_TUNING with `recorded` flags and, back from JSON, `given`."""
+    for name in ("RTE", "WNLI"):
+        (base / name).mkdir()
+        (base / name / "mask.pt").touch()
+    (base / "link").symlink_to("RTE")
+    monkeypatch.chdir(base)
+    both = [
+        json.loads(json.dumps(FINE_TUNING | changes).replace("{base}", str(base)))
+        for changes in (recorded, given)
+    ]
+    assert len(differences(*both)) == len(differences(*both[::-1]))
+    return differences(*both)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_no_cuda_matters_only_beside_a_gpu(monkeypatch, on_gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    assert bool(differences({"no_cuda": False}, {"no_cuda": True})) == on_gpu
+
+
+@pytest.mark.parametrize(("here", "there"), [(".", "elsewhere"), ("elsewhere", ".")])
+def test_a_relative_path_is_read_from_the_folder_of_its_command(tmp_path, monkeypatch, here, there):
+    for folder in (".", "elsewhere"):
+        (tmp_path / folder / "RTE").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / here)
+    with opened(tmp_path / "out", {"data_dir": "RTE"}):
+        pass
+    monkeypatch.chdir(tmp_path / there)
+    absolute = str((tmp_path / here / "RTE").resolve())
+    with opened(tmp_path / "out", {"data_dir": absolute}, should_continue=False) as folder:
+        assert folder.arguments == {"data_dir": absolute}
+    with pytest.raises(UserError, match="--data_dir RTE there"):
+        opened(tmp_path / "out", {"data_dir": str(tmp_path / there / "RTE")})
+
+
+def test_a_moved_tree_with_the_same_relative_paths_is_the_same_run(tmp_path, monkeypatch):
+    (tmp_path / "old" / "RTE").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "old")
+    with opened(Path("out"), {"data_dir": "RTE"}):
+        add_checkpoint(Path("out"))
+    (tmp_path / "old").rename(tmp_path / "new")
+    monkeypatch.chdir(tmp_path / "new")
+    with opened(Path("out"), {"data_dir": "RTE"}):
+        assert checkpoints(Path("out")) == [(0, 5)]
+
+
+def test_a_default_that_is_given_changes_nothing(tmp_path):
+    defaults = {"save_steps": 12, "sparsities": [0.1, 0.2]}
+    for recorded, given in [({}, defaults), (defaults, {}), ({"save_steps": None}, defaults)]:
+        assert differences(recorded, given, defaults) == []
+    (found,) = differences({}, {"save_steps": 13}, defaults)
+    assert found == "--save_steps None there, 13 here"
 
 
 def test_a_run_with_a_corrupt_owner_file_is_not_removed(tmp_path):
@@ -200,6 +326,39 @@ def test_only_files_with_names_that_a_run_writes_are_replaced(tmp_path):
         assert aside >= set(ours)
         folder.finish()
     assert all((tmp_path / name).read_text() == name for name in others)
+
+
+@pytest.mark.parametrize("index", [True, False], ids=["with tickets.json", "without"])
+@pytest.mark.parametrize(
+    ("owner", "arguments", "flags", "aside"),
+    [
+        ("finished", {"seed": 2}, {}, True),
+        ("interrupted", {"seed": 2}, {}, True),
+        ("unknown", {}, {}, True),
+        ("finished", {}, {}, True),  # the same command, repeated by mistake
+        ("corrupt", {}, {"restart": True}, False),
+        ("finished", {}, {"restart": True}, False),
+        ("interrupted", {}, {"restart": True}, False),
+    ],
+)
+def test_finished_rounds_are_deleted_only_by_restart(
+    tmp_path, capsys, *, owner, arguments, flags, aside, index
+):
+    out = tmp_path / "out"
+    with opened(out, finds_tickets=True) as folder:
+        for name in ["checkpoint-20/mask.pt", "results.jsonl", *["tickets.json"] * index]:
+            (out / name).parent.mkdir(exist_ok=True)
+            (out / name).write_text(name)
+        if owner == "finished":
+            folder.finish()
+    if owner == "unknown":
+        (out / "run.json").unlink()
+    elif owner == "corrupt":
+        (out / "run.json").write_text("{")
+    with overwritten(out, ARGUMENTS | arguments, finds_tickets=True, **flags):
+        assert not (out / "checkpoint-20").exists() and not (out / "results.jsonl").exists()
+        moved = out / "replaced-1" / "checkpoint-20" / "mask.pt"
+        assert moved.exists() == aside == bool(capsys.readouterr().err)
 
 
 def test_tickets_are_moved_aside_by_a_run_that_finds_none(tmp_path, capsys):

@@ -3,12 +3,15 @@
 import shutil
 
 import glue_runs
+import interrupted_runs
 import launch
 import pytest
 import refusals
 from glue_runs import evaluation
 from launch import done, results
 from safetensors.torch import load_file, save_file
+
+from utils.runs.folder import HeldFolder
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,51 @@ def test_checkpoints_without_an_index_of_their_masks_are_refused(data, finished,
     (line,) = ended.errors()
     assert ended.code == 2 and f"error: {index}: " in line
     assert (folder / "results.jsonl").read_text() == before
+
+
+def test_an_evaluation_waits_for_no_running_job_and_leaves_no_trace(data, tmp_path):
+    out = tmp_path / "out"
+    flags = evaluation(data, out, "--dir", "pre")
+    held = HeldFolder(out)
+    before = refusals.content(out)
+    refusals.assert_refused(launch.run("glue_trans.py", *flags), "glue_trans.py", out, "another")
+    assert refusals.content(out) == before
+    held.close()
+    assert not out.exists()
+    done("glue_trans.py", *flags)
+    assert len(results(out)) == 1
+
+
+def test_a_failed_evaluation_changes_nothing(data, finished, tmp_path):
+    """No head for this task, or no data: neither a new folder nor that of a trained run changes."""
+    flags = ["--dir", "pre", "--eval_all_checkpoints"]
+    folder = shutil.copytree(finished, tmp_path / "rounds")
+    for config in folder.glob("checkpoint-*/config.json"):
+        config.unlink()
+    before = refusals.content(folder)
+    ended = launch.run("glue_trans.py", *evaluation(data, folder, *flags))
+    refusals.assert_refused(ended, "glue_trans.py", "has kept its model")
+    missing = ["--dir", "pre", "--data_dir", data / "missing"]
+    for out in (folder, tmp_path / "new"):
+        assert launch.run("glue_trans.py", *evaluation(data, out, *missing)).code == 2
+    assert refusals.content(folder) == before and not (tmp_path / "new").exists()
+
+
+def test_an_evaluation_in_the_folder_of_a_stopped_job_keeps_its_files(data, tmp_path, at_step):
+    out, kept = tmp_path / "out", ("state-", "checkpoint-", "run.json", ".half.tmp")
+    train = glue_runs.command(data, out, "--max_steps", 6, "--save_steps", 2)
+    with at_step(5, interrupted_runs.terminate):
+        assert launch.run("LT_glue.py", *train).code == 75
+    (out / ".half.tmp").touch()
+
+    def state():
+        return {k: v for k, v in refusals.content(out).items() if k.startswith(kept)}
+
+    before = state()
+    done("LT_glue.py", *evaluation(data, out, "--eval_all_checkpoints"))
+    assert state() == before
+    assert [row["method"] for row in results(out)] == ["imp"] * 2 + ["evaluate"] * 2
+    done("LT_glue.py", *train)
 
 
 def test_checkpoints_of_another_task_or_without_models_are_refused(data, finished, tmp_path):

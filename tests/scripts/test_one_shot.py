@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import launch
 import pytest
+import refusals
 import tiny
 import torch
 from launch import done, results
@@ -133,3 +136,121 @@ def test_a_signal_ends_with_the_exit_code_that_says_run_it_again(folder, tmp_pat
     monkeypatch.setattr(criteria, "magnitude", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     ended = launch.run("oneshot.py", *one_shot_flags(folder, tmp_path / "out"))
     assert ended.code == 75 and not (tmp_path / "out").exists()
+
+
+# ---- what is already there
+
+
+SHORT = ["--weight", "pre", "--model", "glue", "--rate", 0.5]
+RANDOM = [*SHORT, "--method", "random"]
+
+
+@pytest.fixture
+def work(folder, tmp_path, monkeypatch):
+    """A working folder with a BERT, named as in the released commands."""
+    shutil.copytree(folder / "bert", tmp_path / "bert-base-uncased")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(script, *flags, named):
+    """The command is refused, names these words, and changes nothing below the working folder."""
+    before = refusals.content(Path())
+    refusals.assert_refused(launch.run(script, *flags), script, *named)
+    assert refusals.content(Path()) == before
+
+
+def test_commands_for_different_masks_write_different_files(work):
+    """The README's two commands left one mask, the random one."""
+    rand = ["--weight", "rand", "--model", "glue", "--rate", 0.5]
+    commands = [SHORT, RANDOM, [*RANDOM, "--seed", 1], rand, [*rand, "--seed", 1]]
+    commands += [[*SHORT, "--rate", 0.4], [*SHORT, "--model", "squad"]]
+    for flags in commands:
+        done("oneshot.py", *flags)
+    found = {path.parent.name for path in work.glob("tmp/oneshot/*/mask.pt")}
+    assert found == {
+        *("pre_glue_0.5", "pre_glue_0.5_random_seed42", "pre_glue_0.5_random_seed1"),
+        *("rand_glue_0.5_seed42", "rand_glue_0.5_seed1", "pre_glue_0.4", "pre_squad_0.5"),
+    }
+    perturbations = [[], ["--seed", 1], ["--mode", "elements"], ["--mode", "noise"]]
+    perturbations += [["--mode", "noise", "--sigma", 0.1], ["--mode", "elements", "--seed", 1]]
+    for flags in perturbations:
+        done("pertub_weight.py", *flags)
+    assert len(list(work.glob("tmp/*.pt"))) == len(perturbations)
+    assert (work / "tmp" / "shuffle_weight.pt").exists(), "the name in the released commands"
+
+
+@pytest.mark.parametrize(
+    ("script", "first", "other", "named"),
+    [
+        ("oneshot.py", SHORT, RANDOM, "method omp there, random here"),
+        ("oneshot.py", RANDOM, [*RANDOM, "--seed", 7], "seed 42 there, 7 here"),
+        ("oneshot.py", SHORT, [*SHORT, "--rate", 0.51], "sparsity"),
+        ("oneshot.py", SHORT, [*SHORT, "--weight", "rand"], "weight pre there, rand here"),
+        ("oneshot.py", SHORT, [*SHORT, "--model_name_or_path", "other"], "bert-base-uncased there"),
+        ("pertub_weight.py", [], ["--mode", "elements"], "mode layers there, elements here"),
+        ("pertub_weight.py", [], ["--seed", 3], "seed 42 there, 3 here"),
+        ("pertub_weight.py", ["--mode", "noise"], ["--mode", "noise", "--sigma", 1], "sigma"),
+        ("pertub_weight.py", [], ["--model_name_or_path", "other"], "bert-base-uncased there"),
+    ],
+)
+def test_a_file_made_with_other_flags_is_replaced_only_on_request(
+    work, script, first, other, named
+):
+    shutil.copytree(work / "bert-base-uncased", work / "other")
+    where = ["--output_dir", "x"] if script == "oneshot.py" else ["--output", "x/w.pt"]
+    done(script, *first, *where)
+    refused(script, *other, *where, named=[where[1], named, "--overwrite"])
+    before = refusals.content(Path())
+    done(script, *first, *where)  # the same flags give the same file
+    assert refusals.content(Path()) == before
+    done(script, *other, *where, "--overwrite")
+    assert refusals.content(Path()) != before
+
+
+def test_flags_that_do_not_change_the_mask_are_no_other_flags(work):
+    (work / "link").symlink_to("bert-base-uncased")
+    done("oneshot.py", *SHORT, "--output_dir", "x")
+    before = (work / "x" / "mask.pt").read_bytes()
+    for more in (["--seed", 9], ["--model", "squad"]):
+        done("oneshot.py", *SHORT, "--output_dir", "x", *more)
+    for name in ("./bert-base-uncased", work / "bert-base-uncased", "link"):
+        done("oneshot.py", *SHORT, "--output_dir", "x", "--model_name_or_path", name)
+    assert (work / "x" / "mask.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["w.pt", "thesis.json", "w.pt.json", "mask.pt"])
+def test_a_file_of_unknown_origin_is_replaced_only_on_request(work, name):
+    """Also the file beside it that would record the origin."""
+    (work / name).write_text('{"mine": 1}')
+    output = name.removesuffix(".json") if name == "w.pt.json" else name
+    refused("pertub_weight.py", "--output", output, named=[output, "origin is unknown"])
+    done("pertub_weight.py", "--output", output, "--overwrite")
+    if name == "mask.pt":
+        refused(
+            "oneshot.py", *SHORT, "--output_dir", ".", named=["mask.pt", "made with other flags"]
+        )
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+@pytest.mark.parametrize(
+    "output",
+    [
+        "bert-base-uncased",
+        "bert-base-uncased/model.safetensors",
+        "bert-base-uncased/pytorch_model.bin",  # a new file that transformers would read
+        "bert-base-uncased/config",  # its origin would be config.json
+        "{here}/bert-base-uncased/vocab.txt",
+        "link/model.safetensors",
+        "weights.safetensors",  # the model's file is a link to it
+    ],
+)
+def test_the_model_that_is_read_is_never_replaced(work, output, overwrite):
+    model = work / "bert-base-uncased"
+    (work / "link").symlink_to(model)
+    if output == "weights.safetensors":
+        (model / "model.safetensors").rename(work / output)
+        (model / "model.safetensors").symlink_to(work / output)
+    output = output.format(here=work)
+    named = [output, "the model that is read", "another path"]
+    refused("pertub_weight.py", "--output", output, *overwrite, named=named)
