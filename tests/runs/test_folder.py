@@ -377,7 +377,7 @@ def test_tickets_are_moved_aside_by_a_run_that_finds_none(tmp_path, capsys):
         aside = out / f"replaced-{number}"
         (warning,) = capsys.readouterr().err.splitlines()
         assert f"{out}: holds tickets; the files of their run (--dir None" in warning
-        assert f"are now in {aside}; remove that folder to free 0.0 GB" in warning
+        assert f"are now in {aside}; remove that folder to free 0 MB" in warning
         mask = aside / "checkpoint-20" / "mask.pt"
         assert mask.read_text() == f"checkpoint-20/mask.pt {number}"
         owner = json.loads((aside / "run.json").read_text())

@@ -263,7 +263,7 @@ class OutputFolder(HeldFolder):
             size = sum(file.stat().st_size for file in aside.rglob("*") if file.is_file())
             files.warn(
                 f"{self.path}: holds tickets; the files of their run{other} are now in {aside}; "
-                f"remove that folder to free {size / 1e9:.1f} GB"
+                f"remove that folder to free {size / 1e6:,.0f} MB"
             )
 
     def _sweep(self) -> None:
