@@ -185,14 +185,14 @@ def found_differing(base, monkeypatch, recorded, given):
         json.loads(json.dumps(FINE_TUNING | changes).replace("{base}", str(base)))
         for changes in (recorded, given)
     ]
-    assert len(differences(*both)) == len(differences(*both[::-1]))
-    return differences(*both)
+    assert len(differences(*both, {})) == len(differences(*both[::-1], {}))
+    return differences(*both, {})
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_no_cuda_matters_only_beside_a_gpu(monkeypatch, on_gpu):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
-    assert bool(differences({"no_cuda": False}, {"no_cuda": True})) == on_gpu
+    assert bool(differences({"no_cuda": False}, {"no_cuda": True}, {})) == on_gpu
 
 
 @pytest.mark.parametrize(("here", "there"), [(".", "elsewhere"), ("elsewhere", ".")])

@@ -29,13 +29,20 @@ def finished(tmp_path_factory):
     return glue_runs.find_nine_tickets(tmp_path_factory)[0]
 
 
-def test_a_finished_run_is_reported_and_not_changed(data, finished):
+SPELLED_OUT = [
+    *("--save_steps", 4, "--sparsities", 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    *("--task_name", "sts-b", "--num_train_epochs", 7, "--logging_steps", 3),
+]
+
+
+@pytest.mark.parametrize("more", [[], SPELLED_OUT], ids=["as before", "spelled out"])
+def test_a_finished_run_is_reported_and_not_changed(data, finished, more):
     def states():
         files = (p for p in finished.rglob("*") if p.is_file())
         return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
 
     before = states()
-    out = done("LT_glue.py", *command(data, finished, "--max_steps", 40))
+    out = done("LT_glue.py", *command(data, finished, "--max_steps", 40, *more))
     remedy = "give --overwrite_output_dir to repeat it"
     assert out == f"{finished}: this run is finished; {remedy}\n"
     assert states() == before

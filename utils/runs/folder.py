@@ -16,6 +16,8 @@ from utils.errors import UserError
 from utils.runs import checkpoint
 from utils.runs.records import Owner, current_names, read_owner
 
+Flags = Mapping[str, Any]
+
 # Flags that may differ between a run and its continuation: they change no result.
 NEUTRAL_FLAGS = {
     *("overwrite_output_dir", "should_continue", "restart", "overwrite_cache", "cache_dir"),
@@ -34,18 +36,13 @@ _EFFECTIVE_WITH = {  # flag -> flags without which it changes no result
 _MODEL_FLAGS = ("model_name_or_path", "config_name", "tokenizer_name")
 
 
-def differences(
-    recorded: Mapping[str, Any],
-    given: Mapping[str, Any],
-    defaults: Mapping[str, Any] | None = None,
-    directory: str = "",
-) -> list[str]:
+def differences(recorded: Flags, given: Flags, defaults: Flags, directory: str = "") -> list[str]:
     """List the flags that differ in effect; an absent flag of an earlier version is off.
 
     `defaults`: what flags that are left out mean. `directory`: where `recorded` was given.
     """
     recorded = current_names(dict(recorded))
-    there, here = _meaning(recorded, defaults or {}, directory), _meaning(given, defaults or {})
+    there, here = _meaning(recorded, defaults, directory), _meaning(given, defaults)
     return [
         f"--{key} {recorded.get(key)} there, {given.get(key)} here"
         for key in sorted(there.keys() | here.keys())
@@ -53,34 +50,28 @@ def differences(
     ]
 
 
-def _meaning(
-    arguments: Mapping[str, Any], defaults: Mapping[str, Any], directory: str = ""
-) -> dict[str, Any]:
+def _meaning(flags: Flags, defaults: Flags, directory: str = "") -> dict[str, Any]:
     """Return what the flags mean, without those that are off or change no result."""
-    values = dict.fromkeys(_MODEL_FLAGS, arguments.get(_MODEL_FLAGS[0]))
-    values |= {**defaults, **{key: v for key, v in arguments.items() if v is not None}}
-    steps, idle = values.get("max_steps"), set(NEUTRAL_FLAGS)
-    idle |= {flag for flag, others in _EFFECTIVE_WITH.items() if not all(map(values.get, others))}
+    values = dict.fromkeys(_MODEL_FLAGS, flags.get(_MODEL_FLAGS[0]))
+    values |= {**defaults, **{key: v for key, v in flags.items() if v is not None}}
+    idle = {flag for flag, others in _EFFECTIVE_WITH.items() if not all(map(values.get, others))}
+    steps = values.get("max_steps")
     if not isinstance(steps, int) or steps <= 0:
         idle.add("max_steps")
     elif not values.get("as_released"):
         idle.add("num_train_epochs")
     if not torch.cuda.is_available():
         idle.add("no_cuda")
-    return {
-        key: _normalize(key, v, directory) for key, v in values.items() if v and key not in idle
-    }
+    keys = [key for key in values if values[key] and key not in idle | NEUTRAL_FLAGS]
+    return {key: _normalize(key, values[key], directory) for key in keys}
 
 
 def _normalize(key: str, value: Any, directory: str) -> Any:
-    if isinstance(value, tuple):
-        return list(value)  # as JSON returns it
-    if not isinstance(value, str):
-        return value
-    path = os.path.join(directory, value)
-    if key == "task_name":
-        return value.lower()
-    return os.path.realpath(path) if os.path.exists(path) else os.path.normpath(value)
+    if isinstance(value, str):
+        path = os.path.join(directory, value)
+        real = os.path.realpath(path) if os.path.exists(path) else os.path.normpath(value)
+        return value.lower() if key == "task_name" else real
+    return list(value) if isinstance(value, tuple) else value  # as JSON returns it
 
 
 def summarize(items: list[str]) -> str:
@@ -158,11 +149,11 @@ class OutputFolder(HeldFolder):
         output: OutputConfig,
         arguments: dict[str, Any],
         finds_tickets: bool,
-        defaults: Mapping[str, Any] | None = None,
+        defaults: Flags | None = None,
     ) -> None:
         self.path = Path(output.output_dir)
         self.arguments = arguments
-        self._output, self._defaults = output, defaults
+        self._output, self._defaults = output, defaults or {}
         self._decide()  # a refusal leaves no trace, not even the lock file
         super().__init__(self.path)
         try:
