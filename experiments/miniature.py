@@ -10,6 +10,7 @@ import random
 from pathlib import Path
 
 from utils import cli, files
+from utils.errors import UserError
 
 GENDERS = range(4)
 FORMS = {"determiner": 2, "adjective": 8, "noun": 8, "verb": 8}  # words per kind and gender
@@ -112,7 +113,8 @@ def build(folder: Path, language: Language) -> None:
     """Write FOLDER/bert (config.json, vocab.txt) and FOLDER/data (pretrain_data, glue_data/CoLA).
 
     Training rows of the task use the 1st, 3rd, ... word of each class, evaluation rows the others:
-    what a network learns about the words of the training rows does not help there.
+    what a network learns about the words of the training rows does not help there. Raises UserError,
+    with nothing written, if a file exists with other content.
     """
     vocabulary = [*SPECIAL, *itertools.chain.from_iterable(language.words.values())]
     config = BERT | {"vocab_size": len(vocabulary)}
@@ -126,10 +128,12 @@ def build(folder: Path, language: Language) -> None:
     for first, (name, rows) in enumerate(ROWS.items()):
         words = slice(first, None, 2)
         contents[f"data/glue_data/CoLA/{name}"] = language.acceptability(rows, words)
-    for name, text in contents.items():
-        path = folder / name
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            files.write_text(path, text)  # a new date would invalidate the text's cache
+    new = [name for name in contents if not (folder / name).exists()]
+    for name in contents.keys() - set(new):
+        if (folder / name).read_bytes() != contents[name].encode():
+            raise UserError(f"{folder / name}: exists with other content; give another folder")
+    for name in new:  # a new date would invalidate the text's cache
+        files.write_text(folder / name, contents[name])
 
 
 def main(argv: list[str] | None = None) -> None:

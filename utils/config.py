@@ -248,8 +248,8 @@ class OutputConfig:
     output_dir: str = flag(..., "folder for everything that this run writes")
     overwrite_output_dir: bool = flag(
         False,
-        "replace another or a finished run in --output_dir; an unfinished run of this command "
-        "resumes all the same",
+        "replace another or a finished run in --output_dir (finished rounds move to replaced-N "
+        "there); an unfinished run of this command resumes all the same",
     )
     overwrite_cache: bool = flag(False, "rebuild the feature caches")
     should_continue: bool = flag(False, "fail if this command is unfinished and has no checkpoint")

@@ -36,7 +36,7 @@ LOCK = ".lock"
 STATE = (
     "state"  # state-ROUND-STEP-DIGEST.pt: a checkpoint, with the first 16 hex digits of its sha256
 )
-REPLACED = "replaced-{number}"  # tickets that another run moved aside
+REPLACED = "replaced-{number}"  # finished rounds that another run moved aside
 
 SQUAD_CACHE = "cached_{split}_squad_{max_length}_{digest}.npz"  # beside the data or in --cache_dir
 
