@@ -113,8 +113,8 @@ def build(folder: Path, language: Language) -> None:
     """Write FOLDER/bert (config.json, vocab.txt) and FOLDER/data (pretrain_data, glue_data/CoLA).
 
     Training rows of the task use the 1st, 3rd, ... word of each class, evaluation rows the others:
-    what a network learns about the words of the training rows does not help there. Raises UserError,
-    with nothing written, if a file exists with other content.
+    what a network learns about the words of the training rows does not help there.
+    Raises UserError, with nothing written, if a file exists with other content.
     """
     vocabulary = [*SPECIAL, *itertools.chain.from_iterable(language.words.values())]
     config = BERT | {"vocab_size": len(vocabulary)}
