@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils import files, schema
+from utils import files
 from utils.config import ImpConfig, TrainingConfig
 from utils.errors import UserError
 from utils.modeling import saving
@@ -23,7 +23,7 @@ from utils.runs.evaluation import Evaluator, scores_table
 from utils.runs.monitor import Monitor
 from utils.runs.records import MaskInfo
 from utils.runs.run import Experiment, Run
-from utils.runs.tickets import Ticket, check_masks, read_tickets, write_tickets
+from utils.runs.tickets import Ticket, restore_tickets, write_tickets
 from utils.training import distributed
 from utils.training.optimizer import linear_schedule
 from utils.training.order import DataOrder, seed_round
@@ -169,16 +169,17 @@ def find_tickets(
 ) -> None:
     """Run Algorithm 1; each round writes a ticket and a checkpoint, from which runs resume."""
     model, rank = trainer.model, trainer.runtime.rank
-    tickets.theta = masks.snapshot(model) if schedule.rewinds else {}  # theta_0, gamma_0
+    theta = masks.snapshot(model) if schedule.rewinds else {}  # theta_0, gamma_0
     tickets.initial_sparsity = schedule.prune_before(model)
     round_, start = monitor.resume(tickets) or (0, 0)
+    theta = tickets.theta or theta
     while round_ < schedule.rounds:
         tickets.begin(round_)
         monitor.begin_round(round_, round_ * schedule.round_steps, start)
         if start == schedule.first_step(round_):
             schedule.seed_generators(round_, rank)
         if round_ == 0 and schedule.rewind_steps and start <= schedule.rewind_steps:
-            train_to_theta_i(trainer, schedule, start, tickets, monitor)
+            theta = train_to_theta_i(trainer, schedule, start, tickets, monitor)
             start = schedule.rewind_steps
         seed_path = (schedule.order.seed, round_)
         # train m * theta_i, gamma_i to step t
@@ -192,7 +193,7 @@ def find_tickets(
                 schedule.prune(model, target)
                 tickets.add(round_, folder)
         tickets.publish(round_, score, monitor.time_left())
-        schedule.rewind(model, tickets.theta)
+        schedule.rewind(model, theta)
         trainer.reset_optimizer()
         round_, start = round_ + 1, schedule.first_step(round_ + 1)
         monitor.save_checkpoint(round_, start)
@@ -201,13 +202,15 @@ def find_tickets(
 
 def train_to_theta_i(
     trainer: Trainer, schedule: ImpSchedule, start: int, tickets: "TicketWriter", monitor: Monitor
-) -> None:
-    """Train from step `start` of the first round to step i; save theta_i and gamma_i."""
+) -> dict[str, torch.Tensor]:
+    """Train from step `start` of the first round to step i; save and return theta_i, gamma_i."""
     # start == i after a stop at step i: no step is left, but theta_i is not saved yet
     plan = dataclasses.replace(schedule.plan(0), steps=schedule.rewind_steps)
     trainer.train(plan, start, (schedule.order.seed, 0), monitor.after_step)
-    tickets.save_theta(masks.snapshot(trainer.model))
+    theta = masks.snapshot(trainer.model)
+    tickets.save_theta(theta)
     trainer.reset_optimizer()  # as every later round starts
+    return theta
 
 
 class TicketWriter:
@@ -218,7 +221,7 @@ class TicketWriter:
         self.experiment = run_.experiment
         self.initial_sparsity = 0.0  # of the first round
         self.tickets: list[Ticket] = []
-        self.theta: dict[str, torch.Tensor] = {}  # to rewind to: parameter -> value
+        self.theta: dict[str, torch.Tensor] = {}  # theta_i, gamma_i of an interrupted run
         self._theta_file = run_.path / files.REWIND_WEIGHTS
         self._theta_digest: str | None = None
         self._started = time.monotonic()
@@ -230,19 +233,12 @@ class TicketWriter:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore tickets, tickets.json and theta_i. Raises UserError if a file was changed."""
-        if "tickets" in state:
-            found = schema.from_json(list[Ticket], state["tickets"])
-        else:  # a checkpoint of an earlier version
-            found = read_tickets(self.run.path) or []
         round_, i = state["round"], self.schedule.rewind_steps
-        self.tickets = [ticket for ticket in found if ticket.round <= round_]
-        targets = {r + 1: self.schedule.target(r) for r in range(round_)}
-        if [t.round for t in self.tickets] != [r for r in targets if targets[r] is not None]:
-            raise UserError(f"{self.run.path / files.TICKETS}: lacks tickets of this run")
-        if self.experiment.runtime.is_main:
-            check_masks(self.run.path, self.tickets, masks.shapes(self.experiment.model))
-            if self.tickets:
-                self._write_index()
+        rounds = [r + 1 for r in range(round_) if self.schedule.target(r) is not None]
+        shapes = masks.shapes(self.experiment.model)
+        self.tickets = restore_tickets(self.run.path, state.get("tickets"), rounds, shapes)
+        if self.tickets and self.experiment.runtime.is_main:
+            self._write_index()
         if i and (round_ or state["step"] > i):
             self.theta = self._load_theta(state.get("theta_digest"))
 
@@ -332,8 +328,7 @@ class TicketWriter:
         return f"{number}  sparsity {trained:6.1%}{scored}{pruned}  ({spent}{left})"
 
     def save_theta(self, theta: dict[str, torch.Tensor]) -> None:
-        """Set theta_i and gamma_i, and save them: a resumed run and --weight_pertub read them."""
-        self.theta = theta
+        """Save theta_i and gamma_i: a resumed run and --weight_pertub read them."""
         if self.experiment.runtime.is_main:
             origin, path = dataclasses.replace(self._origin(0.0), mode="rewound"), self._theta_file
             saving.save_weights(theta, path, origin)
@@ -344,4 +339,4 @@ class TicketWriter:
         if digest not in (None, files.file_digest(self._theta_file)):
             raise UserError(f"{self._theta_file}: not the weights that this run saved")
         self._theta_digest = digest
-        return saving.match_names(weights, self.theta)
+        return saving.match_names(weights, dict(self.experiment.model.named_parameters()))

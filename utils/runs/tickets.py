@@ -45,12 +45,22 @@ def write_tickets(folder: Path, task: str, seed: Any, tickets: list[Ticket]) -> 
     files.write_json(folder / files.TICKETS, {"task": task, "seed": seed, "tickets": entries})
 
 
-def check_masks(folder: Path, tickets: list[Ticket], shapes: Mapping[str, torch.Size]) -> None:
-    """Raise UserError if the mask file of a ticket is missing, corrupt or another one."""
+def restore_tickets(
+    folder: Path, saved: Any, rounds: list[int], shapes: Mapping[str, torch.Size]
+) -> list[Ticket]:
+    """Return the tickets of `rounds` from a checkpoint; None: from tickets.json (early versions).
+
+    Raises UserError if one is missing, or if its mask file is missing, corrupt or another one.
+    """
+    found = schema.from_json(list[Ticket], saved) if saved is not None else read_tickets(folder)
+    tickets = [ticket for ticket in found or [] if ticket.round in rounds]
+    if [ticket.round for ticket in tickets] != rounds:
+        raise UserError(f"{folder / files.TICKETS}: lacks tickets of this run")
     for ticket in tickets:
         path = folder / ticket.mask
         if masks.digest(mask_files.load(path, shapes)) != ticket.mask_sha256:
             raise UserError(f"{path}: not the mask that this run found")
+    return tickets
 
 
 def mask_of_model(folder: Path, model_folder: Path) -> MaskInfo | None:
