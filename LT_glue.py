@@ -3,12 +3,7 @@
 from dataclasses import dataclass
 
 from utils import cli
-
-with cli.imports_without_gc():
-    from utils import finetune, imp, released
-    from utils.config import GlueConfig, ImpConfig, RunConfig, TrainingConfig, defaults
-    from utils.runs.run import Experiment, start_runtime
-    from utils.tasks.glue import GlueTask
+from utils.config import GlueConfig, ImpConfig, RunConfig, TrainingConfig, defaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +18,11 @@ class Config(RunConfig):
 def main() -> None:
     """Run Algorithm 1, or without --do_train evaluate the model given."""
     config = cli.parse(Config, __doc__)
+    with cli.imports_without_gc():
+        from utils import finetune, imp, released
+        from utils.runs.run import Experiment, start_runtime
+        from utils.tasks.glue import GlueTask
+
     runtime = start_runtime(config.training)
 
     # data and model: theta_0 pre-trained, gamma_0 drawn by the seed

@@ -3,20 +3,15 @@
 from dataclasses import dataclass
 
 from utils import cli
-
-with cli.imports_without_gc():
-    from utils import finetune, imp, released
-    from utils.config import (
-        ImpConfig,
-        ModelConfig,
-        RunConfig,
-        SubnetworkConfig,
-        TextConfig,
-        TrainingConfig,
-        defaults,
-    )
-    from utils.runs.run import Experiment, start_runtime
-    from utils.tasks.mlm import MlmTask
+from utils.config import (
+    ImpConfig,
+    ModelConfig,
+    RunConfig,
+    SubnetworkConfig,
+    TextConfig,
+    TrainingConfig,
+    defaults,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +29,11 @@ class Config(RunConfig):
 def main() -> None:
     """Run Algorithm 1, or without --do_train evaluate the model given."""
     config = cli.parse(Config, __doc__)
+    with cli.imports_without_gc():
+        from utils import finetune, imp, released
+        from utils.runs.run import Experiment, start_runtime
+        from utils.tasks.mlm import MlmTask
+
     runtime = start_runtime(config.training)
 
     # data and model: theta_0 pre-trained, or random without --model_name_or_path

@@ -3,19 +3,14 @@
 from dataclasses import dataclass
 
 from utils import cli
-
-with cli.imports_without_gc():
-    from utils import finetune, released
-    from utils.config import (
-        SAVE_STEPS_OF_TRAINING,
-        GlueConfig,
-        RunConfig,
-        SubnetworkConfig,
-        TrainingConfig,
-        defaults,
-    )
-    from utils.runs.run import Experiment, start_runtime
-    from utils.tasks.glue import GlueTask
+from utils.config import (
+    SAVE_STEPS_OF_TRAINING,
+    GlueConfig,
+    RunConfig,
+    SubnetworkConfig,
+    TrainingConfig,
+    defaults,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +25,11 @@ class Config(RunConfig):
 def main() -> None:
     """Train and score the subnetwork, or without --do_train evaluate the model given."""
     config = cli.parse(Config, __doc__)
+    with cli.imports_without_gc():
+        from utils import finetune, released
+        from utils.runs.run import Experiment, start_runtime
+        from utils.tasks.glue import GlueTask
+
     runtime = start_runtime(config.training)
 
     # data

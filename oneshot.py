@@ -4,18 +4,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils import cli, files
-
-with cli.imports_without_gc():
-    from utils.config import ModelConfig, flag
-    from utils.modeling import bert
-    from utils.pruning import criteria, mask_files, masks
-    from utils.pruning.origin import Origin, check_replaceable
+from utils.config import ModelConfig, flag
 
 METHODS = {"magnitude": "omp", "random": "random"}  # --method -> method of the mask's origin
-MODELS = {
-    "glue": bert.SequenceClassifier,
-    "squad": bert.QuestionAnswerer,
-    "pretrain": bert.MaskedLanguageModel,
+MODELS = {  # --model -> class in modeling/bert.py
+    "glue": "SequenceClassifier",
+    "squad": "QuestionAnswerer",
+    "pretrain": "MaskedLanguageModel",
 }
 
 
@@ -52,10 +47,15 @@ class Config:
 def main() -> None:
     """Write the mask and its origin, and print what it drops."""
     config = cli.parse(Config, __doc__)
+    with cli.imports_without_gc():
+        from utils.modeling import bert
+        from utils.pruning import criteria, mask_files, masks
+        from utils.pruning.origin import Origin, check_replaceable
+
     source, cache_dir = config.base.model_name_or_path, config.base.cache_dir
 
     bert_config = bert.load_config(config.base.config_source, cache_dir)
-    model_class = MODELS[config.model]
+    model_class = getattr(bert, MODELS[config.model])
     model = bert.load_model(model_class, source, bert_config, config.seed, config.weight, cache_dir)
 
     if config.method == "random":

@@ -4,12 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils import cli
-
-with cli.imports_without_gc():
-    from utils.config import ModelConfig, flag
-    from utils.modeling import bert, saving
-    from utils.pruning import perturbation
-    from utils.pruning.origin import Origin, check_replaceable
+from utils.config import ModelConfig, flag
 
 
 @dataclass(frozen=True)
@@ -21,7 +16,7 @@ class Config:
         "layers",
         "layers: the six matrices of a layer move together to another layer, as in the released "
         "code; elements: the entries of each matrix are permuted; noise: Gaussian noise is added",
-        choices=list(perturbation.MODES),
+        choices=["layers", "elements", "noise"],
     )
     sigma: float = flag(0.02, "--mode noise: its standard deviation (ours)", bounds="> 0, < inf")
     seed: int = flag(42, "seed of the draw (ours: 42)", bounds=f">= 0, < {2**63}")
@@ -36,6 +31,11 @@ class Config:
 def main() -> None:
     """Write the perturbed matrices and their origin."""
     config = cli.parse(Config, __doc__)
+    with cli.imports_without_gc():
+        from utils.modeling import bert, saving
+        from utils.pruning import perturbation
+        from utils.pruning.origin import Origin, check_replaceable
+
     source, cache_dir = config.model.model_name_or_path, config.model.cache_dir
 
     bert_config = bert.load_config(config.model.config_source, cache_dir)

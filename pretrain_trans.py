@@ -3,21 +3,16 @@
 from dataclasses import dataclass
 
 from utils import cli
-
-with cli.imports_without_gc():
-    from utils import finetune, released
-    from utils.config import (
-        SAVE_STEPS_OF_TRAINING,
-        ModelConfig,
-        RunConfig,
-        SubnetworkConfig,
-        TextConfig,
-        TrainingConfig,
-        defaults,
-    )
-    from utils.errors import UserError
-    from utils.runs.run import Experiment, start_runtime
-    from utils.tasks.mlm import MlmTask
+from utils.config import (
+    SAVE_STEPS_OF_TRAINING,
+    ModelConfig,
+    RunConfig,
+    SubnetworkConfig,
+    TextConfig,
+    TrainingConfig,
+    defaults,
+)
+from utils.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +39,11 @@ class Config(RunConfig):
 def main() -> None:
     """Train and score the subnetwork, or without --do_train evaluate the model given."""
     config = cli.parse(Config, __doc__)
+    with cli.imports_without_gc():
+        from utils import finetune, released
+        from utils.runs.run import Experiment, start_runtime
+        from utils.tasks.mlm import MlmTask
+
     runtime = start_runtime(config.training)
 
     # data

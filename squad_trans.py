@@ -3,23 +3,17 @@
 from dataclasses import dataclass
 
 from utils import cli
-
-with cli.imports_without_gc():
-    from utils import finetune, imp, released
-    from utils.config import (
-        SAVE_STEPS_OF_IMP,
-        SAVE_STEPS_OF_TRAINING,
-        ImpConfig,
-        RunConfig,
-        SquadConfig,
-        SubnetworkConfig,
-        TrainingConfig,
-        defaults,
-    )
-    from utils.errors import UserError
-    from utils.runs.console import say
-    from utils.runs.run import Experiment, start_runtime
-    from utils.tasks.squad import SquadTask
+from utils.config import (
+    SAVE_STEPS_OF_IMP,
+    SAVE_STEPS_OF_TRAINING,
+    ImpConfig,
+    RunConfig,
+    SquadConfig,
+    SubnetworkConfig,
+    TrainingConfig,
+    defaults,
+)
+from utils.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +52,12 @@ class Config(RunConfig):
 def main() -> None:
     """Run Algorithm 1, or train and score a subnetwork, or evaluate the model given."""
     config = cli.parse(Config, __doc__)
+    with cli.imports_without_gc():
+        from utils import finetune, imp, released
+        from utils.runs.console import say
+        from utils.runs.run import Experiment, start_runtime
+        from utils.tasks.squad import SquadTask
+
     runtime = start_runtime(config.training)
     # data
     task = SquadTask.load(config.data, config.model, config.training, config.output)

@@ -7,6 +7,7 @@ import json
 import os
 import runpy
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -38,9 +39,11 @@ class Ended:
 def run(script: str, *flags) -> Ended:
     """Run a script's main in this process, as the command line would; return how it ended."""
     from utils import cli
+    from utils.runs import signals
 
     main = importlib.import_module(script.removesuffix(".py")).main
     out, err, code = io.StringIO(), io.StringIO(), 0
+    handlers = {number: signal.getsignal(number) for number in signals.STOP_SIGNALS}
     with (
         mock.patch.object(sys, "argv", [script, *map(str, flags)]),
         contextlib.redirect_stdout(out),
@@ -50,6 +53,9 @@ def run(script: str, *flags) -> Ended:
             cli.run_script(main)
         except SystemExit as end:
             code = end.code or 0
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     return Ended(code, out.getvalue(), err.getvalue())
 
 
@@ -151,7 +157,8 @@ def _serve() -> None:
     sys.path.insert(0, str(ROOT))
     import torch
 
-    importlib.import_module("LT_glue")
+    for module in ("released", "imp", "tasks.glue", "tasks.squad", "tasks.mlm"):
+        importlib.import_module(f"utils.{module}")
     torch.set_num_threads(1)
     answers = os.dup(1)
     for line in sys.stdin:

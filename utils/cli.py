@@ -6,14 +6,15 @@ import dataclasses
 import errno
 import gc
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
-from utils.config import check_bounds
+from utils.config import RunConfig, check_bounds
 from utils.errors import UserError
-from utils.files import is_printing_process
-from utils.runs.signals import stopping_at_once
+from utils.runs import ranks, signals
 
 Config = TypeVar("Config")
 
@@ -21,21 +22,20 @@ _WRONG_PATH = {
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
     *(errno.EBUSY, errno.EINVAL, errno.ELOOP),
 }
-_DISK = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
-    *(errno.EACCES, errno.ENOENT, errno.EIO),
-}
+_LOW_MEMORY = re.compile("can't (allocate memory|start new thread)")  # torch's RuntimeErrors
 
 
 @contextlib.contextmanager
 def imports_without_gc() -> Iterator[None]:
     """Import libraries without the garbage collector; it saves a fifth of a script's start.
 
-    Importing torch and transformers creates a million objects, none of them garbage.
+    Importing torch and transformers creates a million objects, none of them garbage. A stop signal
+    ends the process at once.
     """
     gc.disable()
     try:
-        yield
+        with signals.handled_by(signals.exit_at_once):
+            yield
     finally:
         gc.freeze()
         gc.enable()
@@ -45,15 +45,21 @@ class OneLineParser(argparse.ArgumentParser):
     """argparse with one-line errors and exit code 2; help shows every default that has a value."""
 
     def __init__(self, description: str | None) -> None:
-        super().__init__(description=description, formatter_class=_HelpFormatter)
+        super().__init__(
+            usage="%(prog)s [-h] --FLAG VALUE ...",
+            description=description,
+            formatter_class=_HelpFormatter,
+        )
 
     def error(self, message: str) -> NoReturn:
-        """Exit with code 2; only rank 0 prints the error."""
-        _exit(message, 2)
+        """Raise UserError."""
+        raise UserError(message)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.required:
+            return f"{action.help} (required)"
         if action.default is None or action.default is False:
             return action.help
         return super()._get_help_string(action)
@@ -64,8 +70,8 @@ def parse(
 ) -> Config:
     """Return the config that the command line describes.
 
-    Each field of `config_class` is a group of flags (a config dataclass) or a flag itself. An
-    error ends the program with one line and exit code 2.
+    Each field of `config_class` is a group of flags (a config dataclass) or a flag itself. The help
+    shows a script's own groups before those that every script has. Raises UserError.
     """
     words = sys.argv[1:] if argv is None else argv
     parser = OneLineParser(description)
@@ -77,7 +83,8 @@ def parse(
 
 
 def _add_flags(parser: Any, config_class: Any, changed: dict[str, Any]) -> None:
-    for field in dataclasses.fields(config_class):
+    common = {field.name for field in dataclasses.fields(RunConfig)}
+    for field in sorted(dataclasses.fields(config_class), key=lambda field: field.name in common):
         kind = get_type_hints(config_class)[field.name]
         if dataclasses.is_dataclass(kind):
             section = parser.add_argument_group((kind.__doc__ or "").strip("."))
@@ -128,63 +135,90 @@ def _build(config_class: Any, values: dict[str, Any]) -> Any:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run `main` and exit; errors of the user and of the machine end in one line on stderr.
+    """Run `main` and exit; signals and errors of the user and of the machine end in one line.
 
-    Exit codes: 2 for what the user must change, 1 for a fault after which the same command resumes.
+    Exit codes: 2 for what the user must change, 1 for a fault after which the same command resumes,
+    75 after a signal, 141 in silence if the reader of stdout has ended (`| head`).
     """
+    _open_standard_streams()
     try:
-        code = main()
-    except UserError as error:
-        _exit(str(error), 2)
-    except KeyboardInterrupt:
-        code = 130
-    except RuntimeError as error:
-        _exit(_describe_runtime_error(error), 1)
-    except OSError as error:
-        if error.errno in _WRONG_PATH and error.filename:
-            _exit(f"{error.filename}: {error.strerror}; give another path", 2)
-        if error.errno not in _DISK:
+        with signals.handled_by(signals.stop_at_once):
+            code, message = main() or 0, ""
+    except BaseException as error:
+        code, message = _describe(error)
+        if not code and not isinstance(error, SystemExit):  # a bug, with its traceback
+            ranks.end(1, f"{type(error).__name__}: {error}")
             raise
-        _exit(
-            f"{error.filename or 'a file'}: {error.strerror}; what was saved before is intact: fix "
-            "this, then rerun the command",
-            1,
-        )
-    sys.exit(code)
+    signals.install(signal.SIG_IGN)  # nothing is left to stop
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # Python flushes again at exit
+            error.filename = stream.name
+            code, message = (code, message) if code else _describe(error)
+    sys.exit(ranks.end(code, message) if code else 0)
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run the main of a training script, which a signal may stop; it leaves the other ranks."""
+    """Run the main of a script that torchrun may start; it leaves the other ranks."""
 
-    def resumable() -> None:
-        with stopping_at_once():
-            main()
-        distributed = sys.modules.get("utils.training.distributed")
-        if distributed:
+    def leaving() -> None:
+        main()
+        ranks.leave()
+        if distributed := sys.modules.get("utils.training.distributed"):
             distributed.leave()
 
-    run(resumable)
+    run(leaving)
 
 
-def _describe_runtime_error(error: RuntimeError) -> str:
-    """Describe a GPU out of memory or a lost process; raise `error` again if it is neither."""
+def _open_standard_streams() -> None:
+    """Replace a closed stdin, stdout or stderr by /dev/null, before a file gets its number."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+
+
+def _describe(error: BaseException) -> tuple[int, str]:
+    """Return exit code and message of what ends a program; code 0 for a bug."""
+    match error:
+        case signals.Preempted():
+            return signals.RESUME_EXIT_CODE, error.message
+        case SystemExit():
+            is_text = isinstance(error.code, str)
+            return (1, str(error.code)) if is_text else (int(error.code or 0), "")
+        case UserError():
+            return 2, str(error)
+        case BrokenPipeError():
+            return ranks.BROKEN_PIPE, "the reader of stdout has ended"
+        case OSError() if error.errno in _WRONG_PATH and error.filename:
+            return 2, f"{error.filename}: {error.strerror}; give another path"
+    fault = _describe_fault(error)
+    return int(fault is not None), fault or ""
+
+
+def _describe_fault(error: BaseException) -> str | None:
+    """Describe a fault of the machine, or a lost process; None for a bug."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
     if type(error).__name__ == "OutOfMemoryError":
-        reason = ". ".join(str(error).split(". ")[:2])
+        reason = ". ".join(text.split(". ")[:2])
         return (
             f"{reason}; free GPU memory, and the same command resumes from the last checkpoint; or "
             "halve --per_gpu_train_batch_size and double --gradient_accumulation_steps, or give "
             "--bf16, or leave --compile out"
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        raise error
-    return (
-        f"process {os.environ.get('RANK')}: {str(error).splitlines()[0]}; another process was lost "
-        "or disagrees, the same command resumes from the last checkpoint"
-    )
-
-
-def _exit(message: str, code: int) -> NoReturn:
-    if code == 1 or is_printing_process():
-        script = os.path.basename(sys.argv[0])
-        print(f"{script}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    raise SystemExit(code)
+    if isinstance(error, OSError) and error.errno:
+        text = f"{error.filename or 'a file'}: {error.strerror}"
+    elif isinstance(error, MemoryError):
+        text = f"out of memory ({text})"
+    elif isinstance(error, RuntimeError) and ranks.several():
+        return (
+            f"{text}; another process was lost or disagrees, the same command resumes from the "
+            "last checkpoint"
+        )
+    elif not isinstance(error, OSError) and not _LOW_MEMORY.search(text):
+        return None
+    return f"{text}; what was saved before is intact: fix this, then rerun the command"

@@ -100,7 +100,8 @@ def _is_final(name: str) -> bool:
 
 def is_printing_process() -> bool:
     """Return whether this process prints: rank 0 of torchrun, or any process without torchrun."""
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
+    above_0 = re.fullmatch(r"0*[1-9]\d*", os.environ.get("RANK", "0"))
+    return os.environ.get("WORLD_SIZE", "1") == "1" or not above_0
 
 
 def warn(message: str) -> None:

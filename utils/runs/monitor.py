@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.runs.evaluation import Evaluator
 from utils.runs.losses import LossReader
 from utils.runs.run import INPUTS, Run, input_digests
-from utils.runs.signals import RESUME_EXIT_CODE, Preempted, handled_by
+from utils.runs.signals import Preempted, handled_by
 from utils.training import distributed, order
 from utils.training.trainer import Trainer
 
@@ -159,12 +159,10 @@ class Monitor:
             self._stop()
 
     def _stop(self) -> None:
-        if self.runtime.is_main:
-            other = "a signal to another process"
-            name = other if self._signal is None else signal.Signals(self._signal).name
-            saved = f"checkpoint saved in {self.run.path}; the same command resumes from here"
-            tqdm.write(f"{name}: {saved}", file=sys.stderr)
-        raise Preempted(RESUME_EXIT_CODE)
+        other = "a signal to another process"
+        name = other if self._signal is None else signal.Signals(self._signal).name
+        saved = f"checkpoint saved in {self.run.path}; the same command resumes from here"
+        raise Preempted(f"{name}: {saved}")
 
     def time_left(self) -> float:
         """Return the seconds to the end at the pace of this process, evaluations included."""

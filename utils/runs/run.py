@@ -20,7 +20,7 @@ from utils.modeling.bert import BertTaskModel, check_compiler, load_model
 from utils.modeling.runtime import Runtime
 from utils.pruning import masks
 from utils.pruning.origin import Origin
-from utils.runs import checkpoint
+from utils.runs import checkpoint, ranks
 from utils.runs.console import say
 from utils.runs.folder import NEUTRAL_FLAGS, HeldFolder, OutputFolder
 from utils.runs.records import EvaluationRecord, append_record, read_records, remove_later_rows
@@ -117,6 +117,9 @@ def start_runtime(training: TrainingConfig) -> Runtime:
 
     Raises UserError if a precision flag or --compile cannot work on this machine.
     """
+    watched, met = ranks.watch(), distributed.meet()
+    if watched and met:
+        watched.connect(*met)
     runtime = distributed.join(training.no_cuda, training.precision)
     if runtime.device.type == "cpu":
         if training.fp16:

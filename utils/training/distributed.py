@@ -21,17 +21,35 @@ TIMEOUT = timedelta(minutes=30)  # elsewhere: rank 0 may read data or write a ch
 Value = TypeVar("Value")
 
 
+def meet() -> tuple[dist.Store, int, int] | None:
+    """Meet the processes of torchrun; return a store that all share, rank and number.
+
+    None: this process is alone. Raises UserError if torchrun's variables are wrong.
+    """
+    if dist.is_initialized() or os.environ.get("WORLD_SIZE", "1") == "1":
+        return None
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    try:
+        int(os.environ.get("LOCAL_RANK", "0"))
+        if not 0 <= int(os.environ.get("RANK", "0")) < int(os.environ["WORLD_SIZE"]):
+            raise ValueError("the rank is not one of the processes")
+        store, rank_, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    except ValueError as error:
+        given = " ".join(f"{name}={os.environ.get(name, '')}" for name in names)
+        raise UserError(f"{given}: {error}; start the processes with torchrun") from error
+    dist.init_process_group("gloo", store=store, rank=rank_, world_size=size, timeout=TIMEOUT)
+    return dist.PrefixStore("end", store.clone()), rank_, size
+
+
 def join(no_cuda: bool, precision: str = "fp32") -> Runtime:
-    """Join the processes of torchrun, if there are several; return where this process runs."""
+    """Return where this process runs, after `meet`."""
     cuda = torch.cuda.is_available() and not no_cuda
     device = torch.device("cpu")
     if cuda:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Runtime(device, precision)
     if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=TIMEOUT)
+        return Runtime(device, precision)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     group = dist.new_group(backend=backend, timeout=TRAINING_TIMEOUT)
     return Runtime(device, precision, dist.get_rank(), dist.get_world_size(), group)
