@@ -18,7 +18,7 @@ class Config:
         "code; elements: the entries of each matrix are permuted; noise: Gaussian noise is added",
         choices=["layers", "elements", "noise"],
     )
-    sigma: float = flag(0.02, "--mode noise: its standard deviation (ours)", bounds="> 0, < inf")
+    sigma: float = flag(0.02, "--mode noise: its standard deviation (ours)", bounds="> 0")
     seed: int = flag(42, "seed of the draw (ours: 42)", bounds=f">= 0, < {2**63}")
     output: str | None = flag(
         None,

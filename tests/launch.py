@@ -155,10 +155,13 @@ class Launched:
 
 def _serve() -> None:
     sys.path.insert(0, str(ROOT))
-    import torch
+    from utils import cli
 
-    for module in ("released", "imp", "tasks.glue", "tasks.squad", "tasks.mlm"):
-        importlib.import_module(f"utils.{module}")
+    with cli.imports_without_gc():
+        import torch
+
+        for module in ("released", "imp", "tasks.glue", "tasks.squad", "tasks.mlm"):
+            importlib.import_module(f"utils.{module}")
     torch.set_num_threads(1)
     answers = os.dup(1)
     for line in sys.stdin:

@@ -32,6 +32,8 @@ def imports_without_gc() -> Iterator[None]:
     Importing torch and transformers creates a million objects, none of them garbage. A stop signal
     ends the process at once.
     """
+    # C++ warnings of a lost store, with their stacks, hide the reason that is printed
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     gc.disable()
     try:
         with signals.handled_by(signals.exit_at_once):

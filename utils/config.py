@@ -13,10 +13,15 @@ SAVE_STEPS_OF_TRAINING = "optimizer steps between two saved models; left out or 
 THREADS = os.cpu_count() or 1
 
 
+# A number below these fits the libraries' integers, and as float32 with room to compute.
+LIMITS = {int: 2**31, float: 1e35}
+
+
 def flag(default: Any, text: str, *, bounds: str = "", **options: Any) -> Any:
     """Declare a dataclass field as a flag of the same name.
 
-    `default`: `...` makes the flag required. `bounds`: as in "> 0" or ">= 1", joined by commas.
+    `default`: `...` makes the flag required. `bounds`: as in "> 0" or ">= 1", joined by commas;
+    every number is between those of LIMITS too, unless `bounds` has others.
     `options`: those of argparse, and `aliases` and `negation`, other names of the flag.
     """
     metadata = {"help": text, "bounds": bounds, "options": options}
@@ -37,12 +42,19 @@ def check_bounds(config: Any) -> None:
     """Raise UserError for the first flag of a config dataclass outside its bounds."""
     compare = {">": operator.gt, ">=": operator.ge, "<": operator.lt}
     for field in dataclasses.fields(config):
-        value, bounds = getattr(config, field.name), field.metadata.get("bounds")
-        if not bounds or value is None:
-            continue
-        limits = [part.split() for part in bounds.split(",")]
-        if not all(compare[sign](value, float(limit)) for sign, limit in limits):
-            raise UserError(f"--{field.name} {value} must be a number {bounds}")
+        value, bounds = getattr(config, field.name), field.metadata.get("bounds", "")
+        for number in value if isinstance(value, tuple | list) else (value,):
+            limit = LIMITS.get(type(number))
+            if limit is None:
+                continue
+            parts = (f"> {-limit}", f"< {limit}", *filter(None, bounds.split(", ")))
+            ends = {part[0]: part for part in parts}  # the last lower and the last upper bound
+            if not all(
+                compare[sign](number, float(end)) for sign, end in map(str.split, ends.values())
+            ):
+                raise UserError(
+                    f"--{field.name} {number} must be a number {', '.join(ends.values())}"
+                )
 
 
 def flag_values(config: Any) -> dict[str, Any]:
@@ -117,7 +129,9 @@ class SquadConfig:
     verbose_logging: bool = flag(
         False, "report answers widened to whole words and questions without a valid answer"
     )
-    threads: int = flag(THREADS, "threads of the tokenizer (ours: all cores)", bounds=">= 1")
+    threads: int = flag(
+        THREADS, "threads of the tokenizer (ours: all cores)", bounds=">= 1, < 4097"
+    )
 
 
 @dataclass(frozen=True)
@@ -132,7 +146,9 @@ class TextConfig:
         None, "WordPieces of a block, [CLS] and [SEP] included; left out, 512 or what the model has"
     )
     line_by_line: bool = flag(False, "make each line a row instead of cutting blocks of a stream")
-    threads: int = flag(THREADS, "threads of the tokenizer (ours: all cores)", bounds=">= 1")
+    threads: int = flag(
+        THREADS, "threads of the tokenizer (ours: all cores)", bounds=">= 1, < 4097"
+    )
 
     def __post_init__(self) -> None:
         if not self.mlm:
@@ -159,19 +175,19 @@ class TrainingConfig:
     )
     gradient_accumulation_steps: int = flag(1, "batches of an optimizer step", bounds=">= 1")
     learning_rate: float = flag(
-        2e-5, "initial learning rate of AdamW, decaying linearly to zero", bounds="> 0, < inf"
+        2e-5, "initial learning rate of AdamW, decaying linearly to zero", bounds="> 0"
     )
     weight_decay: float = flag(
-        0.0, "AdamW's weight decay, not applied to biases and LayerNorm", bounds=">= 0"
+        0.0, "AdamW's weight decay, not applied to biases and LayerNorm", bounds=">= 0, < 1000"
     )
-    adam_epsilon: float = flag(1e-8, "AdamW's epsilon", bounds="> 0, < inf")
-    max_grad_norm: float = flag(1.0, "norm to which gradients are clipped", bounds="> 0, < inf")
+    adam_epsilon: float = flag(1e-8, "AdamW's epsilon", bounds="> 0")
+    max_grad_norm: float = flag(1.0, "norm to which gradients are clipped", bounds="> 0")
     warmup_steps: int = flag(0, "optimizer steps of linear warm-up", bounds=">= 0")
     num_train_epochs: float = flag(
         3.0,
         "passes over the training data, in all rounds together; with accumulation, whole optimizer "
         "steps only",
-        bounds="> 0, < inf",
+        bounds="> 0, < 1000000",
     )
     max_steps: int = flag(
         -1,
