@@ -70,15 +70,18 @@ class ImpSchedule:
         steps_up = zip((0.0, *self.sparsities), self.sparsities, strict=False)
         if not all(a < b for a, b in steps_up) or self.sparsities[-1] > 1:
             raise UserError("--sparsities must rise strictly between 0 and 1, such as 0.2 0.5 0.9")
-        if self.round_steps < 1:
+        length = "--max_steps" if self.training.max_steps > 0 else "--num_train_epochs"
+        if self.round_steps < 1 and self.training.save_steps is None:
             raise UserError(
-                "--save_steps is the length of an IMP round and must be at least 1; left out, it "
-                "is a tenth of the run"
+                f"{length} is too low: a round is a tenth of the run of {self.total_steps} steps and must be "
+                "at least 1 step; raise it, or give --save_steps, the length of a round"
             )
+        if self.round_steps < 1:
+            raise UserError("--save_steps 0: a round of IMP must be at least 1 step")
         if self.rounds < 1:
             raise UserError(
                 f"--save_steps {self.round_steps} is longer than the run of {self.total_steps} "
-                "steps; lower it, or raise --num_train_epochs or --max_steps"
+                f"steps; lower it, or raise {length}"
             )
         if not 0 <= self.rewind_steps < self.round_steps:
             raise UserError(

@@ -22,7 +22,7 @@ from utils.training.trainer import Trainer
 # ---- signals, and checkpoints by the clock
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP"])
 def test_a_signal_within_a_round_saves_a_checkpoint_after_the_step(
     inputs, tmp_path, at_step, undisturbed, name
 ):
@@ -37,15 +37,15 @@ def test_a_signal_within_a_round_saves_a_checkpoint_after_the_step(
     assert outcome(out) == undisturbed
 
 
-def test_a_signal_before_training_ends_the_run_at_once(inputs, tmp_path, monkeypatch, capfd):
+def test_a_signal_before_training_ends_the_run_at_once(inputs, tmp_path, monkeypatch):
     def load(*_):
         terminate()
         time.sleep(60)
 
     monkeypatch.setattr(GlueTask, "load", load)
-    assert imp(inputs, tmp_path / "out").code == 75
+    ended = imp(inputs, tmp_path / "out")
     line = "SIGTERM: stopped; the same command resumes from what is saved\n"
-    assert capfd.readouterr().err == line and not (tmp_path / "out").exists()
+    assert (ended.code, ended.err) == (75, line) and not (tmp_path / "out").exists()
 
 
 def test_checkpoints_are_saved_every_so_many_minutes(inputs, tmp_path, monkeypatch):

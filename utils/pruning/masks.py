@@ -48,8 +48,8 @@ def attach(model: nn.Module, mask: Mask | None = None) -> None:
 
 
 def current(model: nn.Module) -> Mask:
-    """Return a copy of the attached mask as bool tensors on the CPU."""
-    modules = prunable(model).items()
+    """Return a copy of the attached mask as bool tensors on the CPU, {} if there is none."""
+    modules = [(n, m) for n, m in prunable(model).items() if hasattr(m, "weight_mask")]
     return {n + SUFFIX: m.weight_mask.to("cpu", torch.bool, copy=True) for n, m in modules}
 
 
@@ -61,9 +61,9 @@ def assign(model: nn.Module, mask: Mask) -> None:
 
 
 def sparsity(mask: Mask) -> float:
-    """Return the fraction of the prunable weights that are masked, 0 to 1."""
-    total = sum(keep.numel() for keep in mask.values())
-    return (total - sum(int(torch.count_nonzero(keep)) for keep in mask.values())) / total
+    """Return the fraction of the prunable weights that are masked, 0 to 1; 0 without a mask."""
+    total = sum(keep.numel() for keep in mask.values()) or 1
+    return sum(keep.numel() - int(torch.count_nonzero(keep)) for keep in mask.values()) / total
 
 
 def prune_to(model: nn.Module, target: float, criterion: Criterion = criteria.magnitude) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from utils import files
-from utils.runs.console import format_table
+from utils.runs.console import format_table, say
 from utils.runs.records import EvaluationRecord, MaskInfo
 from utils.runs.run import Run, code_commit
 from utils.tasks.base import Task
@@ -25,7 +25,7 @@ class Evaluator:
     """Scores the model of a run on its task; `method`: "imp", "train" or "evaluate"."""
 
     def __init__(self, run: Run, method: str) -> None:
-        self.run, self.experiment = run, run.experiment
+        self.run, self.experiment, self.method = run, run.experiment, method
         self.events = TensorBoardEvents(run)
         experiment, device = run.experiment, run.experiment.runtime.device
         versions = {name: version(name) for name in _VERSIONS}
@@ -74,6 +74,11 @@ class Evaluator:
         for key, value in finite.items():
             if value is not None:
                 self.events.scalar(f"eval_{key}", value, step)
+        if not final:
+            scores = "  ".join(
+                f"{name} {cell}" for name, cell in shown_scores(task, record).items()
+            )
+            say(f"step {step}  sparsity {record.sparsity:.1%}  {scores}")
         return record.score
 
 
@@ -87,14 +92,24 @@ class TensorBoardEvents:
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """Write one point."""
-        if not self._enabled:
-            return
+        if self._enabled:
+            from tensorboardX.summary import scalar
+
+            self._write(step, summary=scalar(tag, value))
+
+    def start(self, step: int) -> None:
+        """Make TensorBoard drop the points from `step` on that a killed process wrote."""
+        if self._enabled:
+            from tensorboardX.proto.event_pb2 import SessionLog
+
+            self._write(step, session_log=SessionLog(status=SessionLog.START))
+
+    def _write(self, step: int, **content: Any) -> None:
         # Not SummaryWriter: a full disk ends its thread, and its caller waits for it forever.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.summary import scalar
 
-        event = Event(wall_time=time.time(), step=step, summary=scalar(tag, value))
+        event = Event(wall_time=time.time(), step=step, **content)
         try:
             if self._writer is None:
                 self._folder.mkdir(exist_ok=True)
@@ -112,12 +127,21 @@ class TensorBoardEvents:
                 self._writer.close()
 
 
+def shown_scores(task: Task, record: EvaluationRecord) -> dict[str, str]:
+    """Return name and value of the metrics to print; scores in percent points, as in the paper."""
+    shown = {}
+    for name in task.columns or record.metrics:
+        value, scale = record.metrics.get(name), 1.0 if name == "perplexity" else task.scale
+        shown[name] = "-" if value is None else f"{scale * value:.2f}"
+    return shown
+
+
 def scores_table(task: Task, records: list[EvaluationRecord]) -> str:
     """Return the printed table of a run: one line per evaluation."""
-    columns = task.columns or (list(records[0].metrics) if records else [task.score_key])
     rows = []
     for record in records:
-        values = (record.metrics.get(column) for column in columns)
-        cells = ("-" if value is None else f"{value:.4f}" for value in values)
-        rows.append([str(record.round or "-"), str(record.step), f"{record.sparsity:.1%}", *cells])
-    return format_table(["round", "step", "sparsity", *columns], rows)
+        place = {"step": str(record.step), "sparsity": f"{record.sparsity:.1%}"}
+        number = {"round": str(record.round)} if record.round else {}
+        rows.append({**number, **place, **shown_scores(task, record)})
+    header = list(rows[0]) if rows else ["step", "sparsity", task.score_key]
+    return format_table(header, [[row.get(name, "-") for name in header] for row in rows])

@@ -27,8 +27,8 @@ class LossReader:
         """Add step `step` of a round, trained on the rows in `batches`."""
         self.unread.append((step, torch.stack((loss.float(), grad_norm.float())), batches))
 
-    def read(self, round_: int) -> None:
-        """Fetch and check the values of the unread steps, at least one, all of `round_`.
+    def read(self, round_name: str) -> None:
+        """Fetch and check the values of the unread steps, at least one.
 
         Raises UserError naming step and rows of a loss or norm that is not finite.
         """
@@ -39,9 +39,14 @@ class LossReader:
                 wrong = f"the gradient norm is {norm}"
             if wrong:
                 rows = ", ".join(str(row) for batch in batches for row in batch)
+                where = f" of {round_name}" if round_name else ""
+                remedy = "lower --learning_rate"
+                if step == 1:  # computed before the first update
+                    remedy = "no update came before: check the weights that the run starts from"
+                remedy += ", or leave out --fp16" if self._skips_steps else ""
                 raise UserError(
-                    f"{wrong} at step {step} of round {round_ + 1} (training rows {rows}); lower "
-                    "--learning_rate; the last good checkpoint is kept"
+                    f"{wrong} at step {step}{where} (training rows {rows}); {remedy}; the last "
+                    "good checkpoint is kept"
                 )
             self.recent.append(loss)
         self.unread.clear()

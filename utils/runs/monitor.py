@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.runs.console import say
 from utils.runs.evaluation import Evaluator
 from utils.runs.losses import LossReader
 from utils.runs.run import INPUTS, Run, input_digests
@@ -53,13 +54,14 @@ class Monitor:
         self._checkpoint_seconds = 60 * self.run.experiment.config.output.checkpoint_minutes
         self._losses = LossReader(logging_steps, skips_steps=trainer.scaler.is_enabled())
         self._learning_rate = 0.0  # of the last step
-        self._total = total_steps
+        self._total, self._finds_tickets = total_steps, evaluator.method == "imp"
         self._round = self._offset = 0
         self._step = self._skipped = 0  # global steps done, and those done by earlier processes
         self._started = self._saved_at = time.monotonic()
         self._signal: int | None = None
         self._inputs: dict[str, str] = {}
         self._parts: tuple[Stateful, ...] = (trainer,)
+        self._resumed_at: float | None = None  # when the checkpoint was saved, a Unix time
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -84,11 +86,27 @@ class Monitor:
 
     def begin_round(self, round_: int, offset: int, start: int) -> None:
         """Count the steps of `round_`: its step 0 is global step `offset`, step `start` is next."""
+        if self._skipped == self._step == 0:  # the first round of this process
+            self._announce(round_, offset + start)
         self._round, self._offset = round_, offset
         self._skipped += offset + start - self._step
         self._bar.n = self._step = offset + start
         self._bar.initial = self._skipped  # the pace is that of this process
-        self._bar.set_description(f"round {round_ + 1}", refresh=True)
+        self._bar.set_description(self._name(round_) or "training", refresh=True)
+        sparsity = masks.sparsity(masks.current(self.trainer.model))
+        self.events.scalar("sparsity", sparsity, self._step + 1)
+
+    def _announce(self, round_: int, step: int) -> None:
+        """Say from where the run resumes; TensorBoard drops points of later steps."""
+        self.events.start(step + 1)
+        if step:
+            name = f" ({self._name(round_)})" if self._finds_tickets else ""
+            clock = time.strftime("%Y-%m-%d %H:%M", time.localtime(self._resumed_at))
+            saved = f", checkpoint of {clock}" if self._resumed_at else ""
+            say(f"resuming from step {step} of {self._total}{name}{saved}")
+
+    def _name(self, round_: int) -> str:
+        return f"round {round_ + 1}" if self._finds_tickets else ""
 
     def after_step(
         self,
@@ -120,7 +138,7 @@ class Monitor:
         """Read the losses since the last read. Raises UserError if one is not finite."""
         self.run.check_held()
         if self._losses.unread:
-            self._losses.read(self._round)
+            self._losses.read(self._name(self._round))
             self._bar.set_postfix(loss=f"{self._losses.recent[-1]:.4f}", refresh=False)
 
     def _log(self, step: int) -> None:
@@ -133,6 +151,7 @@ class Monitor:
         self.read_losses()
         generators = distributed.gather(order.generator_state())
         content: dict[str, Any] = {"round": round_, "step": step, "generators": generators}
+        content["saved_at"] = time.time()
         for part in self._parts:
             content |= part.state()
         self.run.save_checkpoint(content | self._inputs)
@@ -151,6 +170,7 @@ class Monitor:
         distributed.check_same(str(position), "checkpoint to resume from")
         if content is not None:
             distributed.refuse_together(_restore(self.run, self._inputs, self._parts, content))
+            self._resumed_at = content.get("saved_at")  # not in checkpoints of earlier versions
         return position
 
     def stop_if_asked(self) -> None:

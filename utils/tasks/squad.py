@@ -1,5 +1,6 @@
 """SQuAD v1.1 and v2.0: question answering by the start and the end of a span."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -86,7 +87,9 @@ class SquadTask(LabelledTask):
         examples, windows = self.dev
         logits = self.predict(model, windows.rows, runtime)
         start, end = logits[..., 0], logits[..., 1]
-        answers = squad_answers.best_answers(examples, windows, start, end, self.config)
+        verbose = self.config.verbose_logging and runtime.is_main
+        config = dataclasses.replace(self.config, verbose_logging=verbose)
+        answers = squad_answers.best_answers(examples, windows, start, end, config)
         if runtime.is_main:
             answers.write(output, "" if step is None else str(step))
         return squad_answers.squad_metrics(examples, answers.texts, self.config, answers.null_odds)
