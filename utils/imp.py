@@ -73,8 +73,8 @@ class ImpSchedule:
         length = "--max_steps" if self.training.max_steps > 0 else "--num_train_epochs"
         if self.round_steps < 1 and self.training.save_steps is None:
             raise UserError(
-                f"{length} is too low: a round is a tenth of the run of {self.total_steps} steps and must be "
-                "at least 1 step; raise it, or give --save_steps, the length of a round"
+                f"{length} is too low: a round is a tenth of the run of {self.total_steps} steps "
+                "and must be at least 1 step; raise it, or give --save_steps, the steps of a round"
             )
         if self.round_steps < 1:
             raise UserError("--save_steps 0: a round of IMP must be at least 1 step")

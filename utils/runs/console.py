@@ -1,10 +1,26 @@
 """What a run prints: lines beside the progress bar, durations and tables."""
 
 import sys
+import time
 
 from tqdm import tqdm
 
 from utils.training import distributed
+
+LOG_FILE_SECONDS = 10  # between two updates of a progress bar in a log file
+
+
+def progress_bar(total: int, unit: str, *, shown: bool) -> tqdm:
+    """Return a progress bar on stderr that disappears at its end."""
+    seconds = 0.1 if sys.stderr.isatty() else LOG_FILE_SECONDS
+    return tqdm(
+        total=total,
+        unit=unit,
+        dynamic_ncols=True,
+        leave=False,
+        mininterval=seconds,
+        disable=not shown,
+    )
 
 
 def say(line: str) -> None:
@@ -12,6 +28,13 @@ def say(line: str) -> None:
     if distributed.rank() == 0:
         with tqdm.external_write_mode(file=sys.stdout):
             print(line, flush=True)
+
+
+def resuming_line(step: int, total: int, name: str, saved_at: float | None) -> str:
+    """Return from where a run resumes; `saved_at`: Unix time of its checkpoint, if known."""
+    clock = time.strftime("%Y-%m-%d %H:%M", time.localtime(saved_at))
+    saved = f", checkpoint of {clock}" if saved_at else ""
+    return f"resuming from step {step} of {total}{f' ({name})' if name else ''}{saved}"
 
 
 def format_duration(seconds: float) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -10,10 +9,9 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.runs.console import say
+from utils.runs.console import progress_bar, resuming_line, say
 from utils.runs.evaluation import Evaluator
 from utils.runs.losses import LossReader
 from utils.runs.run import INPUTS, Run, input_digests
@@ -21,7 +19,6 @@ from utils.runs.signals import Preempted, handled_by
 from utils.training import distributed, order
 from utils.training.trainer import Trainer
 
-LOG_FILE_SECONDS = 10  # between two updates of the progress bar in a log file
 GPU_READ_EVERY = 50  # steps between two reads of the losses on a GPU; a read waits for the device
 
 
@@ -55,7 +52,7 @@ class Monitor:
         self._losses = LossReader(logging_steps, skips_steps=trainer.scaler.is_enabled())
         self._learning_rate = 0.0  # of the last step
         self._total, self._finds_tickets = total_steps, evaluator.method == "imp"
-        self._round = self._offset = 0
+        self._round, self._offset, self._name = 0, 0, ""
         self._step = self._skipped = 0  # global steps done, and those done by earlier processes
         self._started = self._saved_at = time.monotonic()
         self._signal: int | None = None
@@ -67,14 +64,7 @@ class Monitor:
     def __enter__(self) -> Self:
         self._open.callback(self.events.close)
         self._open.enter_context(handled_by(self._on_signal))
-        bar = tqdm(
-            total=self._total,
-            unit="step",
-            dynamic_ncols=True,
-            leave=False,
-            mininterval=0.1 if sys.stderr.isatty() else LOG_FILE_SECONDS,
-            disable=not self.runtime.is_main,
-        )
+        bar = progress_bar(self._total, "step", shown=self.runtime.is_main)
         self._bar = self._open.enter_context(bar)
         return self
 
@@ -86,27 +76,19 @@ class Monitor:
 
     def begin_round(self, round_: int, offset: int, start: int) -> None:
         """Count the steps of `round_`: its step 0 is global step `offset`, step `start` is next."""
-        if self._skipped == self._step == 0:  # the first round of this process
-            self._announce(round_, offset + start)
+        next_step, first = offset + start, self._skipped == self._step == 0  # of this process
         self._round, self._offset = round_, offset
-        self._skipped += offset + start - self._step
-        self._bar.n = self._step = offset + start
+        self._name = f"round {round_ + 1}" if self._finds_tickets else ""
+        self._skipped += next_step - self._step
+        self._bar.n = self._step = next_step
         self._bar.initial = self._skipped  # the pace is that of this process
-        self._bar.set_description(self._name(round_) or "training", refresh=True)
+        self._bar.set_description(self._name or "training", refresh=True)
+        if first:
+            self.events.start(next_step + 1)
+            if next_step:
+                say(resuming_line(next_step, self._total, self._name, self._resumed_at))
         sparsity = masks.sparsity(masks.current(self.trainer.model))
-        self.events.scalar("sparsity", sparsity, self._step + 1)
-
-    def _announce(self, round_: int, step: int) -> None:
-        """Say from where the run resumes; TensorBoard drops points of later steps."""
-        self.events.start(step + 1)
-        if step:
-            name = f" ({self._name(round_)})" if self._finds_tickets else ""
-            clock = time.strftime("%Y-%m-%d %H:%M", time.localtime(self._resumed_at))
-            saved = f", checkpoint of {clock}" if self._resumed_at else ""
-            say(f"resuming from step {step} of {self._total}{name}{saved}")
-
-    def _name(self, round_: int) -> str:
-        return f"round {round_ + 1}" if self._finds_tickets else ""
+        self.events.scalar("sparsity", sparsity, next_step + 1)
 
     def after_step(
         self,
@@ -138,7 +120,7 @@ class Monitor:
         """Read the losses since the last read. Raises UserError if one is not finite."""
         self.run.check_held()
         if self._losses.unread:
-            self._losses.read(self._name(self._round))
+            self._losses.read(self._name)
             self._bar.set_postfix(loss=f"{self._losses.recent[-1]:.4f}", refresh=False)
 
     def _log(self, step: int) -> None:
