@@ -4,3 +4,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils.runs import signals  # noqa: E402 - the root has to be on the path
+
+signals.install(signals.exit_at_once)  # during the imports; cli.run handles signals after them

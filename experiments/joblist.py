@@ -20,8 +20,8 @@ from types import FrameType
 from utils import cli, files, schema
 from utils.errors import UserError
 from utils.pruning.origin import read_origin
+from utils.runs import signals
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # SLURM sends USR1 near a time limit
 STOPPED = os.EX_TEMPFAIL  # exit code of a script that saved a checkpoint and stopped on a signal
 ORIGIN_FIELDS = {  # flag of a one-shot script -> field of the Origin that it records
     **{"--rate": "sparsity", "--model_name_or_path": "model"},
@@ -241,8 +241,7 @@ def main(argv: list[str] | None = None) -> int:
         asked = f"--stage {args.stage} --number {args.number}"
         raise UserError(f"{asked}: no such command; see --count")
     runner = Runner(jobs, args.jobs)
-    for number in STOP_SIGNALS:
-        signal.signal(number, runner.stop)
+    signals.install(runner.stop)
     return runner.run(selected)
 
 
