@@ -5,6 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.runs import signals  # noqa: E402 - the root has to be on the path
+from utils.runs import signals
 
 signals.install(signals.exit_at_once)  # during the imports; cli.run handles signals after them

@@ -213,7 +213,7 @@ def _describe_fault(error: BaseException) -> str | None:
             "--bf16, or leave --compile out"
         )
     if isinstance(error, OSError) and error.errno:
-        text = f"{error.filename or 'a file'}: {error.strerror}"
+        text = f"{error.filename or 'a file or stdout'}: {error.strerror}"
     elif isinstance(error, MemoryError):
         text = f"out of memory ({text})"
     elif isinstance(error, RuntimeError) and ranks.several():

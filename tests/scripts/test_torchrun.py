@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny
 from launch import results
+from refusals import assert_refused
 from tensorboardX.proto.event_pb2 import Event
 
 MINUTE = 60  # seconds after which the others must have ended if one process is lost
@@ -250,6 +251,96 @@ def test_processes_with_other_inputs_are_refused(start, data, tmp_path, more, wh
     assert [each.code for each in ended] == [2, 2] and ended[1].errors() == []
     assert "process 1 has other" in line and what in line
     assert not (tmp_path / "out").exists()
+
+
+FAILS = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+import LT_glue
+from utils import cli
+from utils.errors import UserError
+from utils.tasks.glue import GlueTask
+from utils.training import distributed
+load = GlueTask.load
+
+def failing(*given):
+    if distributed.rank() == {rank}:
+        Path("began").touch()
+        time.sleep(1)  # the other rank waits for this one
+        {statement}
+    return load(*given)
+
+GlueTask.load = failing
+cli.run_script(LT_glue.main)
+"""
+
+
+def start_failing(start, data, folder, rank, statement):
+    """Two processes; `rank` executes a statement while it loads its data, and the other waits."""
+    script = folder / "fails.py"
+    source = FAILS.format(root=str(launch.ROOT), rank=rank, statement=statement)
+    script.write_text(source)
+    return start.start(script, *command(data, "glue", 2)[1:], cwd=folder, processes=2)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ("UserError('train.tsv, line 7: no label')", 2, "train.tsv, line 7: no label"),
+        ("OSError(5, 'Input/output error', 'train.tsv')", 1, "train.tsv: Input/output error"),
+        ("MemoryError()", 1, "out of memory"),
+        ("RuntimeError('CUDA error')", 1, "CUDA error"),
+    ],
+    ids=["user", "disk", "memory", "device"],
+)
+def test_the_reason_of_the_rank_that_fails_is_printed_once_and_ends_all(
+    start, data, tmp_path, rank, failure
+):
+    error, code, reason = failure
+    ended = start_failing(start, data, tmp_path, rank, f"raise {error}").wait_all()
+    assert [each.code for each in ended] == [code, code]
+    (line,) = ended[0].errors()
+    assert line.startswith("fails.py: error: ") and reason in line and ended[1].errors() == []
+    assert f"process {rank}: " in line or (rank, code) == (0, 2)
+
+
+def test_a_bug_on_one_rank_ends_the_others(start, data, tmp_path):
+    ended = start_failing(start, data, tmp_path, 1, "raise TypeError('a bug')").wait_all()
+    assert [each.code for each in ended] == [1, 1]
+    assert "process 1: TypeError: a bug" in ended[0].err and "Traceback" in ended[1].err
+
+
+@pytest.mark.parametrize("signalled", [[0], [1], [0, 1]])
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_a_signal_ends_ranks_that_wait_for_another_one(start, data, tmp_path, waiting, signalled):
+    running = start_failing(start, data, tmp_path, 1 - waiting, "time.sleep(100)")
+    wait_for((tmp_path / "began").exists)
+    time.sleep(3)
+    for rank in signalled:
+        os.kill(running.pids[rank], signal.SIGTERM)
+    ended = running.wait_all()
+    assert [each.code for each in ended] == [75, 75]
+    line = "SIGTERM: stopped; the same command resumes from what is saved"
+    assert (ended[0].errors(), ended[1].errors()) == ([line], [])
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"WORLD_SIZE": "two"},
+        {"WORLD_SIZE": "2", "RANK": "one"},
+        {"WORLD_SIZE": "2", "RANK": "2"},
+        {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "port"},
+    ],
+    ids=str,
+)
+def test_wrong_variables_of_torchrun_are_refused(data, tmp_path, variables):
+    script, *flags = command(data, "glue", 2)
+    ended = launch.fresh(script, *flags, cwd=tmp_path, environment=variables)
+    line = assert_refused(ended, script, "torchrun")
+    assert all(f"{name}={value}" in line for name, value in variables.items())
 
 
 def wait_for(condition, seconds=120):

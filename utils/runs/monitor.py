@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from utils.errors import UserError
+from utils.pruning import masks
 from utils.runs.console import progress_bar, resuming_line, say
 from utils.runs.evaluation import Evaluator
 from utils.runs.losses import LossReader

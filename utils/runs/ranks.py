@@ -121,14 +121,14 @@ def end(code: int, message: str) -> int:
     An earlier reason of another rank replaces this one.
     """
     if _ranks is None or _ranks.store is None:
-        if code == 1 or is_printing_process():
+        if _ranks or code == 1 or is_printing_process():  # a rank that met no other says why
             print_reason(code, message)
         return code
     _ending.acquire()
     rank, code, message = _ranks.first_reason(code, message)
     if not _ranks.printed():
-        prefix = f"process {rank}: " if code == 1 or rank else ""
-        print_reason(code, prefix + message)
+        of_rank = code == 1 or (rank > 0 and code != signals.RESUME_EXIT_CODE)
+        print_reason(code, f"process {rank}: {message}" if of_rank else message)
     _ranks.separate()
     return code
 
