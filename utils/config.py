@@ -4,7 +4,7 @@ import dataclasses
 import operator
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from utils.errors import UserError
 
@@ -114,6 +114,8 @@ class GlueConfig:
 class SquadConfig:
     """SQuAD data."""
 
+    # True: an answer with a space that does not separate words, such as U+00A0, is not found
+    only_word_spaces: ClassVar[bool] = False
     train_file: str | None = flag(None, "SQuAD JSON to train on")
     predict_file: str | None = flag(None, "SQuAD JSON to evaluate on")
     max_seq_length: int = flag(384, "maximum WordPieces of a window, question included")
@@ -132,6 +134,11 @@ class SquadConfig:
     threads: int = flag(
         THREADS, "threads of the tokenizer (ours: all cores)", bounds=">= 1, < 4097"
     )
+
+    @property
+    def v2_scores(self) -> bool:
+        """Whether the official v2.0 rules score the answers, else those of v1.1."""
+        return self.version_2_with_negative
 
 
 @dataclass(frozen=True)

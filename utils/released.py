@@ -181,7 +181,10 @@ class ReleasedSquadTask(PaddedTask, SquadTask):
 
 @dataclass(kw_only=True)
 class ReleasedMlmTask(MlmTask):
-    """MLM with new evaluation masks at each step and batch accuracies weighted by all tokens."""
+    """MLM with new evaluation masks at each step, and means over batches.
+
+    Accuracies are weighted by all tokens; the perplexity is exp of the mean of the mean losses.
+    """
 
     batch_size: int
 
@@ -191,8 +194,8 @@ class ReleasedMlmTask(MlmTask):
     def _evaluation_seed(self, step: int | None, block: int) -> int:
         return derive_seed(EVALUATION_SEED, step or 0, block)
 
-    def _accuracy_weight(self, batch: MlmBatch) -> int:
-        return batch.packed.ids.numel()
+    def _weights(self, batch: MlmBatch) -> tuple[int, int]:
+        return batch.packed.ids.numel(), 1
 
 
 class SingleOperationAdamW(PaperAdamW):

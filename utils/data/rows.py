@@ -2,12 +2,16 @@
 
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 from transformers import BertTokenizer
 
+from utils import files
+
 EVALUATION_TOKENS = 4096  # of an evaluation batch, padding included
+UNKNOWN_SHARE = 0.05  # of the tokens of a data set; more is worth a warning
 
 
 @dataclass
@@ -43,6 +47,11 @@ class LabelledRows:
     rows: Rows
     labels: np.ndarray
 
+    def digest(self) -> str:
+        """Return a digest of all rows and labels."""
+        labels = np.atleast_2d(self.labels)
+        return content_digest(self.rows.starts, self.rows.ids, *labels, self.rows.types)
+
 
 def content_digest(*arrays: np.ndarray) -> str:
     """Return a short digest of the lengths and values of `arrays`."""
@@ -73,3 +82,26 @@ def plain_tokenizer(tokenizer: BertTokenizer) -> Tokenizer:
     plain.no_truncation()
     plain.no_padding()
     return plain
+
+
+def warn_of_unknown(path: Path, tokenizer: BertTokenizer, ids: np.ndarray) -> None:
+    """Warn if more than UNKNOWN_SHARE of the tokens `ids`, [tokens], of a file are [UNK]."""
+    parts = np.array_split(ids, len(ids) // (1 << 24) + 1)  # bounds the memory
+    special = [tokenizer.cls_token_id, tokenizer.sep_token_id]
+    unknown = sum(np.count_nonzero(part == tokenizer.unk_token_id) for part in parts)
+    tokens = len(ids) - sum(np.count_nonzero(np.isin(part, special)) for part in parts)
+    if unknown <= UNKNOWN_SHARE * tokens:
+        return
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    lower_cases = normalizer is not None and normalizer.normalize_str("A") == "a"
+    pieces = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+    capitals = any(piece != piece.lower() for piece in pieces)
+    cause = "the vocabulary does not fit this text"
+    if not (lower_cases or capitals):
+        remedy = "give --do_lower_case, or set do_lower_case in the model's tokenizer_config.json"
+        cause = f"the vocabulary has no capitals; {remedy}"
+    elif lower_cases and capitals:
+        cause = (
+            "the vocabulary has capitals, but the text is lower-cased; leave out --do_lower_case"
+        )
+    files.warn(f"{path}: {unknown / tokens:.1%} of the tokens are unknown ([UNK]): {cause}")

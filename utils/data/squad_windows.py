@@ -22,7 +22,7 @@ from utils.data.squad import SquadExample, read_squad
 from utils.errors import UserError
 
 WORD = re.compile("[^ \t\r\n\u202f]+")  # a word of a context in the released code
-CACHE_FORMAT = "squad windows 2"  # change it to invalidate every older cache
+CACHE_FORMAT = "squad windows 3"  # change it to invalidate every older cache
 _PER_WINDOW = ("example", "first", "base", "start", "end")  # one number each
 _CHUNK = 1000  # texts tokenized at a time: bounds the memory of the tokenizer's Python lists
 
@@ -94,7 +94,7 @@ def load(
 
 def _cache_name(path: Path, tokenizer: BertTokenizer, config: SquadConfig, training: bool) -> str:
     split, length = "train" if training else "dev", config.max_seq_length
-    settings = [split, length, config.doc_stride, config.max_query_length]
+    settings = [split, length, config.doc_stride, config.max_query_length, config.only_word_spaces]
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     decisive = {key: state[key] for key in state.keys() - {"truncation", "padding"}}
     special = (tokenizer.cls_token_id, tokenizer.sep_token_id)
@@ -153,7 +153,7 @@ def make_windows(
     for index, (example, head) in enumerate(zip(examples, heads, strict=True)):
         number, answer = numbers[example.context], None
         if training and example.answers:
-            answer = _answer_span(example, contexts[number], answers[index].ids)
+            answer = _answer_span(example, contexts[number], answers[index].ids, config)
             if answer is None:
                 skipped.append(index)
                 continue
@@ -213,17 +213,20 @@ def _layout(size: int, room: int, stride: int) -> list[tuple[int, np.ndarray]]:
     """
     if size == 0:
         return []
-    offsets = np.arange(0, max(size - room, 0) + stride, stride)
-    widths = np.minimum(size - offsets, room)
-    left = np.arange(size) - offsets[:, None]
-    poorer = np.minimum(left, widths[:, None] - 1 - left)
-    best = np.argmax(np.where(poorer >= 0, poorer + 0.01 * widths[:, None], -1.0), axis=0)
-    slices = zip(offsets.tolist(), widths.tolist(), strict=True)
-    return [(at, best[at : at + width] == window) for window, (at, width) in enumerate(slices)]
+    spans = [
+        slice(at, min(at + room, size)) for at in range(0, max(size - room, 0) + stride, stride)
+    ]
+    most, best = np.full(size, -1.0), np.zeros(size, dtype=np.int32)
+    for window, span in enumerate(spans):
+        left = np.arange(span.stop - span.start)
+        text = np.minimum(left, left[::-1]) + 0.01 * len(left)
+        better = text > most[span]
+        most[span][better], best[span][better] = text[better], window
+    return [(span.start, best[span] == window) for window, span in enumerate(spans)]
 
 
 def _answer_span(
-    example: SquadExample, context: _Tokens, answer: np.ndarray
+    example: SquadExample, context: _Tokens, answer: np.ndarray, config: SquadConfig
 ) -> tuple[int, int] | None:
     """First and last token of the answer, or of all words it touches if its WordPieces differ.
 
@@ -237,6 +240,8 @@ def _answer_span(
     right = bisect_right(word_starts, stop - 1)
     answer_text = " ".join(text.split())
     touched = " ".join(word.group() for word in words[max(left, 0) : right])
+    if not config.only_word_spaces:
+        touched = " ".join(touched.split())
     if left < 0 or not answer_text or answer_text not in touched:
         return None
     char_start = context.spans[:, 0]

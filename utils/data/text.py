@@ -36,7 +36,7 @@ _SAMPLE_BYTES = 1 << 16
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _warn_once = functools.cache(files.warn)
 
-Arrays = tuple[np.ndarray, np.ndarray | None]  # ids and starts, as in Blocks
+Arrays = tuple[np.ndarray, np.ndarray | None, str]  # ids, starts and digest, as in Blocks
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Blocks:
     block_size: int
     cls_id: int
     sep_id: int
+    digest: str = ""  # of all WordPieces and lines
 
     def __len__(self) -> int:
         if self.starts is None:
@@ -96,7 +97,7 @@ class Text:
         special = str(self._plain.encode_special_tokens)
         largest = max(self._plain.get_vocab(with_added_tokens=True).values())
         self.identity: dict[str, Any] = {
-            "format": 1,
+            "format": 2,
             "text": self.state(),
             "tokenizer": _digest(self._plain.to_str().encode(), special.encode()),
             "by_lines": self.line_by_line,
@@ -190,9 +191,9 @@ def load_blocks(
             what = f"{Path(error.filename).parent}: no space for the WordPieces of {text.path}"
             remedy = "free some, or name another folder with --cache_dir"
             raise UserError(f"{what}; {remedy}") from error
-    ids, starts = arrays
+    ids, starts, digest = arrays
     cls_id, sep_id = text.tokenizer.cls_token_id, text.tokenizer.sep_token_id
-    blocks = Blocks(ids, starts, block_size, cls_id, sep_id)
+    blocks = Blocks(ids, starts, block_size, cls_id, sep_id, digest)
     if len(blocks) == 0:
         what = f"fewer than one block of --block_size {block_size} without [CLS] and [SEP]"
         remedy = "give a longer text or a smaller --block_size"
@@ -201,11 +202,13 @@ def load_blocks(
 
 
 def _map(cache: Path, identity: dict[str, Any]) -> Arrays | None:
-    """Memory-map a cache; None if it is missing, corrupt or not of `identity`."""
+    """Memory-map a cache; None if it is missing, not of `identity` or not as it was built."""
     try:
         with cache.open("rb") as file:
             header = json.loads(file.read(HEADER_BYTES))
-        if header["identity"] != identity:
+            body = hashlib.file_digest(file, "sha256").digest()
+        digest = _digest(body, f"{header['ids']} {header['lines']}".encode())
+        if header["identity"] != identity or header["digest"] != digest:
             return None
         ids = np.memmap(cache, identity["dtype"], "r", HEADER_BYTES, (header["ids"],))
         starts_at = HEADER_BYTES + ids.nbytes + -ids.nbytes % 8
@@ -214,7 +217,7 @@ def _map(cache: Path, identity: dict[str, Any]) -> Arrays | None:
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return ids, starts if identity["by_lines"] else None
+    return ids, starts if identity["by_lines"] else None, digest
 
 
 def _build(text: Text, cache: Path, overwrite: bool) -> Arrays:
@@ -258,21 +261,23 @@ def _lock(cache: Path) -> Iterator[None]:
 
 def _write(text: Text, file: BinaryIO) -> None:
     total, ids_count, starts = text.identity["text"]["bytes"], 0, [np.zeros(1, dtype=np.int64)]
+    body = files.DigestStream(file)
     file.seek(HEADER_BYTES)
     name = f"tokenizing {text.path.name}"
     with tqdm(total=total, desc=name, unit="B", unit_scale=True, leave=False, delay=1) as bar:
         for size, ids, lengths in text.tokenize():
-            file.write(ids.tobytes())
+            body.write(ids.tobytes())
             starts.append(ids_count + np.cumsum(lengths, dtype=np.int64))
             ids_count += len(ids)
             bar.update(size)
     if text.state() != text.identity["text"]:
         raise UserError(f"{text.path}: changed during reading; rerun when it is complete")
-    file.write(bytes(-file.tell() % 8))
+    body.write(bytes(-file.tell() % 8))
     for array in starts:
-        file.write(array.tobytes())
+        body.write(array.tobytes())
     lines = sum(map(len, starts)) - 1
-    header = {"identity": text.identity, "ids": ids_count, "lines": lines, "complete": 1}
+    digest = _digest(body.sha256.digest(), f"{ids_count} {lines}".encode())
+    header = {"identity": text.identity, "ids": ids_count, "lines": lines, "digest": digest}
     file.seek(0)
     file.write(json.dumps(header).encode().ljust(HEADER_BYTES))
 

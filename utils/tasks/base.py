@@ -11,7 +11,7 @@ import torch
 from transformers import BertConfig, BertTokenizer
 
 from utils.config import ModelConfig, TrainingConfig
-from utils.data.rows import LabelledRows, Rows, batches_by_length, content_digest
+from utils.data.rows import LabelledRows, Rows, batches_by_length
 from utils.errors import UserError
 from utils.modeling import bert
 from utils.modeling.bert import BertTaskModel
@@ -35,7 +35,10 @@ class Task(Protocol):
         """Number of training rows."""
 
     def data_digest(self) -> str:
-        """Identify the training data; a resumed run must find the same."""
+        """Identify the training data; a resumed run must find the same.
+
+        Early versions digested less: their value is the start of this one.
+        """
 
     def dev_digest(self) -> str:
         """Identify the development set; a resumed run must find the same. "": no evaluation."""
@@ -112,8 +115,7 @@ class LabelledTask(Task):
 
     def data_digest(self) -> str:
         """Identify the training data; a resumed run must find the same."""
-        rows, labels = self._train.rows, np.atleast_2d(self._train.labels)
-        return content_digest(rows.starts, rows.ids, *labels)
+        return self._train.digest()
 
     def row_lengths(self, rows: np.ndarray) -> np.ndarray | None:
         """Return the tokens of these training rows, int64 [B]."""

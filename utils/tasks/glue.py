@@ -10,7 +10,7 @@ from transformers import BertConfig, BertTokenizer
 
 from utils.config import GlueConfig, ModelConfig, OutputConfig, TrainingConfig
 from utils.data import glue
-from utils.data.rows import LabelledRows, content_digest
+from utils.data.rows import LabelledRows, warn_of_unknown
 from utils.modeling import bert
 from utils.modeling.attention import encode, pool
 from utils.modeling.bert import BertTaskModel, SequenceClassifier
@@ -48,7 +48,10 @@ class GlueTask(LabelledTask):
         bert.check_length(config, "--max_seq_length", data.max_seq_length, texts)
 
         def read(split: str) -> LabelledRows:
-            return glue.load(spec, Path(data.data_dir), split, tokenizer, data.max_seq_length)
+            folder, length = Path(data.data_dir), data.max_seq_length
+            labelled = glue.load(spec, folder, split, tokenizer, length)
+            warn_of_unknown(folder / spec.files[split], tokenizer, labelled.rows.ids)
+            return labelled
 
         train = read("train") if training.do_train else None
         dev_splits = [split for split in spec.files if split != "train"] if training.do_eval else []
@@ -56,8 +59,7 @@ class GlueTask(LabelledTask):
 
     def dev_digest(self) -> str:
         """Identify the development set, "" without evaluation."""
-        sets = ((dev.rows.starts, dev.rows.ids, dev.labels) for dev in self.dev.values())
-        return " ".join(content_digest(*arrays) for arrays in sets)
+        return " ".join(dev.digest() for dev in self.dev.values())
 
     def logits(self, model: BertTaskModel, packed: Packed) -> torch.Tensor:
         """Return the head's outputs, [B, num_labels]."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from transformers import BertConfig, BertTokenizer
 
 from utils.config import ModelConfig, OutputConfig, TextConfig, TrainingConfig
-from utils.data.rows import EVALUATION_TOKENS, content_digest
+from utils.data.rows import EVALUATION_TOKENS, content_digest, warn_of_unknown
 from utils.data.seeds import derive_seed
 from utils.data.text import Blocks, Text, load_blocks
 from utils.modeling import bert
@@ -136,7 +136,9 @@ class MlmTask(Task):
             if file is None:
                 return None
             text = Text(file, tokenizer, data.line_by_line, data.threads)
-            return load_blocks(text, size, model.cache_dir, output.overwrite_cache)
+            blocks = load_blocks(text, size, model.cache_dir, output.overwrite_cache)
+            warn_of_unknown(file, tokenizer, blocks.ids)
+            return blocks
 
         return cls(tokenizer, config, data.mlm_probability, read(train_file), read(eval_file))
 
@@ -146,9 +148,13 @@ class MlmTask(Task):
         return len(self._train)
 
     def data_digest(self) -> str:
-        """Identify the training data by the number of blocks and the first and last of them."""
-        ends = self._train.gather(np.array([0, self.train_rows - 1]))
-        return f"{self.train_rows} {content_digest(ends.ids)}"
+        """Identify the training data: number, first and last of the blocks, and all WordPieces."""
+        ends = self._train.gather(np.array([0, self.train_rows - 1]))  # all that early versions had
+        return f"{self.train_rows} {content_digest(ends.ids)} {self._train.digest}"
+
+    def dev_digest(self) -> str:
+        """Identify the development set, "" without evaluation."""
+        return f"{len(self.dev)} {self.dev.digest}" if self.dev else ""
 
     def row_lengths(self, rows: np.ndarray) -> np.ndarray | None:
         """Return None: a batch is masked, and its loss computed, as a whole."""
@@ -194,11 +200,12 @@ class MlmTask(Task):
         for batch in self._evaluation_batches(runtime, step):
             with runtime.autocast():
                 logits = self.logits(model, batch).float()
-            masked, weight = len(batch.targets), self._accuracy_weight(batch)
-            hits = (logits.argmax(-1) == batch.targets).sum() * weight / max(1, masked)
-            loss = F.cross_entropy(logits, batch.targets, reduction="sum")
+            masked = max(1, len(batch.targets))
+            weight, loss_weight = self._weights(batch)
+            hits = (logits.argmax(-1) == batch.targets).sum() * weight / masked
+            loss = F.cross_entropy(logits, batch.targets, reduction="sum") * (loss_weight / masked)
             sums += torch.stack([hits, loss]).double()
-            counts += torch.tensor([weight, masked])
+            counts += torch.tensor([weight, loss_weight])
         total = runtime.sum(torch.cat([sums, counts.to(runtime.device)]))
         accuracy, loss = (total[:2] / total[2:].clamp(min=1)).tolist()
         return {"accuracy": accuracy, "perplexity": math.exp(min(700.0, loss))}
@@ -230,9 +237,9 @@ class MlmTask(Task):
     def _evaluation_seed(self, step: int | None, block: int) -> int:
         return derive_seed(EVALUATION_SEED, 0, block)  # the same masks at every step
 
-    def _accuracy_weight(self, batch: MlmBatch) -> int:
-        """Weight of the batch's accuracy in the mean: its masked tokens."""
-        return len(batch.targets)
+    def _weights(self, batch: MlmBatch) -> tuple[int, int]:
+        """Weights of the batch's accuracy and mean loss in the means: its masked tokens."""
+        return len(batch.targets), len(batch.targets)
 
     @property
     def _train(self) -> Blocks:

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertTokenizer
 
 from utils.config import ModelConfig, OutputConfig, SquadConfig, TrainingConfig
 from utils.data import squad_windows
-from utils.data.rows import LabelledRows
+from utils.data.rows import LabelledRows, content_digest, warn_of_unknown
 from utils.data.squad import SquadExample
 from utils.data.squad_windows import SquadWindows
 from utils.modeling import bert
@@ -56,13 +56,23 @@ class SquadTask(LabelledTask):
 
         def read(file: Path, is_train: bool) -> Dev:
             cache_dir, overwrite = model.cache_dir, output.overwrite_cache
-            return squad_windows.load(file, tokenizer, data, is_train, cache_dir, overwrite)
+            loaded = squad_windows.load(file, tokenizer, data, is_train, cache_dir, overwrite)
+            warn_of_unknown(file, tokenizer, loaded[1].ids)
+            return loaded
 
         train = None
         if train_file:
             _, windows = read(train_file, True)
             train = LabelledRows(windows.rows, np.stack([windows.start, windows.end]))
         return cls(data, tokenizer, config, train, read(dev_file, False) if dev_file else None)
+
+    def dev_digest(self) -> str:
+        """Identify the development set, "" without evaluation."""
+        if self.dev is None:
+            return ""
+        examples, windows = self.dev
+        texts = np.frombuffer(repr(examples).encode(), dtype=np.uint8)
+        return content_digest(windows.starts, windows.ids, texts)
 
     def logits(self, model: BertTaskModel, packed: Packed) -> torch.Tensor:
         """Return start and end logits, float32 [B, W, 2], -inf beyond a window's tokens."""

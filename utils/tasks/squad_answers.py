@@ -184,7 +184,7 @@ def squad_metrics(
     if missing:
         count = f"{len(missing)} of {len(examples)} questions have no prediction"
         files.warn(f"{count} and count as wrong (first: {missing[0]!r})")
-    v2 = config.version_2_with_negative
+    v2 = config.v2_scores
     scores = np.array([_score(e, predictions.get(e.id), v2) for e in examples])  # [n, 2]
     odds = np.array([null_odds.get(e.id, 0.0) if null_odds else 0.0 for e in examples])
     answerable = np.array([bool(e.answers) for e in examples])
