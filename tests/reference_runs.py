@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import golden_archive
 import numpy as np
 import torch
 
-DEFAULT = Path(__file__).resolve().parent.parent.parent / "shared" / "golden"
-SHARED = Path(os.environ["LTH_SHARED"]) / "golden" if "LTH_SHARED" in os.environ else DEFAULT
-GOLDEN = Path(os.environ.get("LTH_GOLDEN", SHARED))
+UNPACKED = "LTH_UNPACKED"  # child processes find the folder in this variable
+OWN = Path(os.environ.get(UNPACKED) or golden_archive.unpack())  # the outputs in tests/golden
+os.environ[UNPACKED] = str(OWN)
+GOLDEN = Path(os.environ.get("LTH_GOLDEN", OWN))
 IGNORED = -100  # the label of a token that is not predicted
 
 IMP_SCRIPTS = {"glue": "LT_glue.py", "squad": "squad_trans.py", "mlm": "LT_pretrain.py"}
@@ -55,7 +57,7 @@ TASK_FLAGS = {
 
 def assets_of(root: Path) -> Path:
     """The folder of model and data: beside the runs, else the project's own."""
-    return root / "assets" if (root / "assets").is_dir() else SHARED / "assets"
+    return root / "assets" if (root / "assets").is_dir() else OWN / "assets"
 
 
 def read_json(path: Path):
@@ -191,7 +193,7 @@ class ReferenceRun:
             return None
         rate = re.search(r"omp([0-9.]+)$", self.folder.name)
         rate = rate[1] if rate else f"{self.sparsity / 100:g}"
-        roots = (self.folder.parent.parent, SHARED)
+        roots = (self.folder.parent.parent, OWN)
         files = [self.folder / "mask.npz", *(root / "omp" / f"glue_{rate}.npz" for root in roots)]
         mask = read_mask(next(path for path in files if path.exists()))
         for key, value in mask.items():
