@@ -47,7 +47,7 @@ def main() -> None:
     # train and evaluate
     plan = finetune.plan_steps(experiment)
     if config.training.as_released:
-        plan = released.with_extra_step(plan, config.training)
+        plan = released.plan(plan, experiment)
     finetune.run(experiment, plan, mask_info)
 
 

@@ -60,7 +60,8 @@ def main() -> None:
 
     runtime = start_runtime(config.training)
     # data
-    task = SquadTask.load(config.data, config.model, config.training, config.output)
+    data = released.squad_config(config.data) if config.training.as_released else config.data
+    task = SquadTask.load(data, config.model, config.training, config.output)
     if config.finds_tickets:
         say("squad_trans.py finds tickets (IMP): no --dir is given")
     elif config.training.do_train:
@@ -84,7 +85,10 @@ def main() -> None:
     # or the mask given: train and evaluate
     mask_info = finetune.attach_mask(experiment.model, config.subnetwork.mask_dir)
     if config.training.do_train:
-        finetune.run(experiment, finetune.plan_steps(experiment), mask_info)
+        plan = finetune.plan_steps(experiment)
+        if config.training.as_released:
+            plan = released.plan(plan, experiment)
+        finetune.run(experiment, plan, mask_info)
     else:
         finetune.evaluate(experiment, mask_info)
 

@@ -68,7 +68,7 @@ def run(experiment: Experiment, plan: StepPlan, mask_info: MaskInfo) -> None:
                 evaluate(step)
 
         during = training.logging_steps if training.evaluate_during_training else 0
-        periodic = [(during, evaluate), (training.save_steps or 0, save)]
+        periodic = [(during, plan.evaluate_early, evaluate), (training.save_steps or 0, 0, save)]
         with Monitor(trainer, evaluator, plan.steps, periodic) as monitor:
             fine_tune(trainer, plan, monitor)
             if training.save_total_limit != 0:

@@ -98,6 +98,10 @@ class ImpSchedule:
         """Return the optimizer steps of `round_`, those before theta_i included."""
         return self.round_steps
 
+    def offset(self, round_: int) -> int:
+        """Return the global step at which `round_` starts."""
+        return round_ * self.round_steps
+
     def first_step(self, round_: int) -> int:
         """Return the first step of `round_`: i, but 0 in round 0, which trains to theta_i."""
         return self.rewind_steps if round_ else 0
@@ -160,7 +164,8 @@ def run(experiment: Experiment, schedule: ImpSchedule) -> None:
         tickets = TicketWriter(run_, schedule, evaluator)
         during = training.logging_steps if training.evaluate_during_training else 0
         total = schedule.rounds * schedule.round_steps
-        with Monitor(trainer, evaluator, total, [(during, tickets.score_within_round)]) as monitor:
+        periodic = [(during, 0, tickets.score_within_round)]
+        with Monitor(trainer, evaluator, total, periodic) as monitor:
             find_tickets(trainer, schedule, tickets, monitor)
         run_.finish()
         records = [record for record in run_.records() if record.final]
@@ -178,7 +183,7 @@ def find_tickets(
     theta = tickets.theta or theta
     while round_ < schedule.rounds:
         tickets.begin(round_)
-        monitor.begin_round(round_, round_ * schedule.round_steps, start)
+        monitor.begin_round(round_, schedule.offset(round_), start)
         if start == schedule.first_step(round_):
             schedule.seed_generators(round_, rank)
         if round_ == 0 and schedule.rewind_steps and start <= schedule.rewind_steps:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.config import TrainingConfig
+from utils.config import SquadConfig, TrainingConfig
 from utils.data.rows import EVALUATION_TOKENS, Rows
 from utils.data.seeds import derive_seed
 from utils.errors import UserError
@@ -26,6 +26,7 @@ from utils.tasks.glue import GlueTask
 from utils.tasks.mlm import EVALUATION_SEED, MlmBatch, MlmTask
 from utils.tasks.squad import SquadTask
 from utils.training.optimizer import BETA1, BETA2, PaperAdamW, linear_schedule
+from utils.training.order import DataOrder
 from utils.training.trainer import StepPlan
 
 
@@ -36,7 +37,8 @@ def apply(experiment: Experiment) -> Experiment:
     if isinstance(task, GlueTask):
         task = ReleasedGlueTask(**_fields(task), length=arguments["max_seq_length"])
     elif isinstance(task, SquadTask):
-        task = ReleasedSquadTask(**_fields(task), length=arguments["max_seq_length"])
+        values = {**_fields(task), "config": squad_config(task.config)}
+        task = ReleasedSquadTask(**values, length=arguments["max_seq_length"])
     elif isinstance(task, MlmTask):
         batch_size = arguments["per_gpu_eval_batch_size"]
         task = ReleasedMlmTask(**_fields(task), batch_size=batch_size)
@@ -50,6 +52,7 @@ def _fields(instance: Any) -> dict[str, Any]:
 def schedule(paper: ImpSchedule, experiment: Experiment) -> "ReleasedSchedule":
     """Return the released rounds of IMP for the task of an experiment."""
     task, values = experiment.task, _fields(paper)
+    values["order"] = ReleasedOrder(**_fields(paper.order))
     if experiment.arguments["sparsities"] is None:
         values["sparsities"] = (*SPARSITIES, 1.0)
     if isinstance(task, MlmTask):
@@ -60,13 +63,28 @@ def schedule(paper: ImpSchedule, experiment: Experiment) -> "ReleasedSchedule":
 
 
 @dataclass(frozen=True)
+class ReleasedOrder(DataOrder):
+    """Gradients of batches that do not fill a step are added to the next epoch's first step."""
+
+    def batches(self, round_: int, step: int) -> list[np.ndarray]:
+        """Return the batches of a step, after those that the epoch before left over."""
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        left: list[np.ndarray] = []
+        if epoch and not step_of_epoch:
+            used = self.steps_per_epoch * self.accumulation * self.batch_size
+            left = self.split(self.permutation(round_, epoch - 1)[used:])
+        return left + super().batches(round_, step)
+
+
+@dataclass(frozen=True)
 class ReleasedSchedule(ImpSchedule):
     """The rounds of the released code.
 
     The learning rate is linear over all rounds and restarts every round. A rewind restores bert.*
     but not the head (GLUE, SQuAD), or nothing (MLM: its saved weights alias the live ones). The
     last prune reaches 100 %, and no round follows it. The order of the training rows and the
-    random state continue over the rounds.
+    random state continue over the rounds. GLUE and SQuAD keep the epochs' learning rate with
+    --max_steps.
     """
 
     prune_first: bool = False  # MLM prunes theta_0 before any training
@@ -91,6 +109,10 @@ class ReleasedSchedule(ImpSchedule):
         """Return the optimizer steps of `round_`."""
         return self.round_steps - (self.short_first_round and round_ == 0)
 
+    def offset(self, round_: int) -> int:
+        """Return the global step at which `round_` starts; SQuAD's first is 1."""
+        return max(super().offset(round_), int(self.short_first_round))
+
     def target(self, round_: int) -> float | None:
         """Return the sparsity to prune to after `round_`."""
         return super().target(round_ + self.prune_first)
@@ -98,7 +120,9 @@ class ReleasedSchedule(ImpSchedule):
     def plan(self, round_: int) -> StepPlan:
         """Return learning rates, linear over the whole run, and batches of `round_`."""
         config = self.training
-        rate = linear_schedule(config.learning_rate, self.total_steps, config.warmup_steps)
+        epochs = self.order.total_steps(-1, config.num_train_epochs)
+        total = self.total_steps if self.prune_first else epochs
+        rate = linear_schedule(config.learning_rate, total, config.warmup_steps)
         return replace(super().plan(round_), learning_rate=rate)
 
     def batches(self, round_: int, step: int) -> list[np.ndarray]:
@@ -174,6 +198,19 @@ class ReleasedGlueTask(PaddedTask, GlueTask):
         return ""
 
 
+@dataclass(frozen=True)
+class ReleasedSquadConfig(SquadConfig):
+    """Answers with a space such as U+00A0 are left out; the v2.0 rules score v1.1 files too."""
+
+    only_word_spaces = True
+    v2_scores = True
+
+
+def squad_config(paper: SquadConfig) -> SquadConfig:
+    """Return the released rules for finding and scoring answers."""
+    return ReleasedSquadConfig(**_fields(paper))
+
+
 @dataclass
 class ReleasedSquadTask(PaddedTask, SquadTask):
     """SQuAD with padded windows; padding counts in the softmax and the n-best."""
@@ -223,6 +260,22 @@ class SingleOperationAdamW(PaperAdamW):
         parameter.addcdiv_(first, second.sqrt().add_(self.eps), value=-step_size)
 
 
-def with_extra_step(plan: StepPlan, training: TrainingConfig) -> StepPlan:
+def plan(paper: StepPlan, experiment: Experiment) -> StepPlan:
+    """Return the released plan of a fine-tuning.
+
+    SQuAD: the learning rate falls over the epochs with --max_steps too, and evaluations come one
+    step early, because steps are counted from 1.
+    """
+    training, task = experiment.config.training, experiment.task
+    order = ReleasedOrder.from_config(task.train_rows, training, experiment.runtime)
+    found = replace(paper, batches=lambda step: order.batches(0, step))
+    if not isinstance(task, SquadTask):
+        return with_extra_step(found, training)
+    total = order.total_steps(-1, training.num_train_epochs)
+    rate = linear_schedule(training.learning_rate, total, training.warmup_steps)
+    return replace(found, learning_rate=rate, evaluate_early=1)
+
+
+def with_extra_step(paper: StepPlan, training: TrainingConfig) -> StepPlan:
     """Return the plan with the step N + 1 that --max_steps N takes in the GLUE and MLM scripts."""
-    return replace(plan, steps=plan.steps + 1) if training.max_steps > 0 else plan
+    return replace(paper, steps=paper.steps + 1) if training.max_steps > 0 else paper

@@ -36,7 +36,8 @@ class Stateful(Protocol):
 class Monitor:
     """Follows the optimizer steps of a run, `total_steps` in all its rounds; a context manager.
 
-    `periodic` holds pairs (n, call): `call(step)` runs every n global steps; never if n is 0.
+    `periodic` holds (n, early, call): `call(step)` runs `early` steps before each n-th global step,
+    never if n is 0.
     """
 
     def __init__(
@@ -44,11 +45,11 @@ class Monitor:
         trainer: Trainer,
         evaluator: Evaluator,
         total_steps: int,
-        periodic: Sequence[tuple[int, Callable[[int], Any]]],
+        periodic: Sequence[tuple[int, int, Callable[[int], Any]]],
     ) -> None:
         self.trainer, self.run, self.events = trainer, evaluator.run, evaluator.events
         self.runtime, logging_steps = trainer.runtime, trainer.config.logging_steps
-        self._periodic = [(logging_steps, self._log), *periodic]
+        self._periodic = [(logging_steps, 0, self._log), *periodic]
         self._checkpoint_seconds = 60 * self.run.experiment.config.output.checkpoint_minutes
         self._losses = LossReader(logging_steps, skips_steps=trainer.scaler.is_enabled())
         self._learning_rate = 0.0  # of the last step
@@ -102,7 +103,7 @@ class Monitor:
         """Handle the end of step `step` of the round (from 1), trained on the rows in `batches`."""
         self._losses.add(step, loss, grad_norm, batches)
         self._learning_rate, self._step = learning_rate, self._offset + step
-        calls = [call for every, call in self._periodic if every > 0 and self._step % every == 0]
+        calls = [call for n, early, call in self._periodic if n and (self._step + early) % n == 0]
         due = time.monotonic() - self._saved_at > self._checkpoint_seconds
         save, stop = distributed.any_of(self.runtime, due, self._signal is not None)
         on_cpu = self.runtime.device.type == "cpu"

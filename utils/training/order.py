@@ -53,6 +53,10 @@ class DataOrder:
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         size = self.accumulation * self.batch_size
         rows = self.permutation(round_, epoch)[step_of_epoch * size : (step_of_epoch + 1) * size]
+        return self.split(rows)
+
+    def split(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Return `rows` in batches."""
         return [rows[at : at + self.batch_size] for at in range(0, len(rows), self.batch_size)]
 
 

@@ -32,6 +32,7 @@ class StepPlan:
     steps: int
     learning_rate: Callable[[int], float]
     batches: Callable[[int], list[np.ndarray]]
+    evaluate_early: int = 0  # steps by which evaluations during training come early
 
 
 class Trainer:
@@ -79,13 +80,14 @@ class Trainer:
         self.optimizer.set_lr(learning_rate)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.runtime.device)
+        count = min(len(batches), self.config.gradient_accumulation_steps)
         for number, rows, share in self.micro_batches(batches):
             seed = derive_seed(*seed_path, number, TASK)
             batch = self.task.train_batch(rows, seed, self.runtime)
             if self.graphs:
-                total += self.graphs.backward(batch.bucketed(), len(batches), share)
+                total += self.graphs.backward(batch.bucketed(), count, share)
             else:
-                scaled, loss = self.losses(batch, len(batches), share)
+                scaled, loss = self.losses(batch, count, share)
                 scaled.backward()
                 total += loss
         self.runtime.sum(total)
@@ -98,7 +100,8 @@ class Trainer:
     def losses(self, batch: Batch, count: int, share: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a batch's part of the step's loss, [], to differentiate (scaled) and to report.
 
-        The step has `count` batches; `batch` holds the fraction `share` of the rows of one.
+        The step's loss is the sum over its batches divided by `count`; `batch` holds the fraction
+        `share` of the rows of one.
         """
         with self.runtime.autocast():
             loss = self._loss(batch) / count * share
