@@ -120,8 +120,9 @@ class ReleasedSchedule(ImpSchedule):
     def plan(self, round_: int) -> StepPlan:
         """Return learning rates, linear over the whole run, and batches of `round_`."""
         config = self.training
-        epochs = self.order.total_steps(-1, config.num_train_epochs)
-        total = self.total_steps if self.prune_first else epochs
+        total = self.total_steps
+        if config.max_steps > 0 and not self.prune_first:
+            total = self.order.total_steps(-1, config.num_train_epochs)
         rate = linear_schedule(config.learning_rate, total, config.warmup_steps)
         return replace(super().plan(round_), learning_rate=rate)
 

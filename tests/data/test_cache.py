@@ -67,6 +67,34 @@ def test_a_cache_of_other_arrays_or_objects_is_rebuilt(tmp_path, capsys):
     assert capsys.readouterr().err.count("rebuilding it") == 2
 
 
+CHANGES = [
+    {"ids": ARRAYS["ids"] + 1},
+    {"ids": ARRAYS["ids"].astype(np.int32)},
+    {"ids": ARRAYS["ids"].reshape(3, 100)},
+    {"ids": ARRAYS["ids"][:-1]},
+    {"flags": np.zeros(5, dtype=bool)},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_arrays_that_were_not_written_here_are_not_trusted(tmp_path, capsys, change):
+    path = tmp_path / "cached.npz"
+    cached(path)
+    with np.load(path) as archive:
+        stored = dict(archive)
+    np.savez(path, **{**stored, **change})
+    assert [cached(path), cached(path)] == [1, 0]
+    assert "rebuilding it" in capsys.readouterr().err
+
+
+def test_a_cache_exchanged_with_another_is_rebuilt(tmp_path, capsys):
+    one, other = tmp_path / "one.npz", tmp_path / "other.npz"
+    cached(one)
+    other.write_bytes(one.read_bytes())
+    assert [cached(other), cached(other)] == [1, 0]
+    assert str(other) in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [errno.EDQUOT, errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_cache_that_cannot_be_written_is_skipped_with_a_warning(
     tmp_path, monkeypatch, capsys, number

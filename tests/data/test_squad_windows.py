@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import re
+import tracemalloc
 import unicodedata
 from bisect import bisect_right
 from dataclasses import replace
@@ -9,6 +11,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from transformers import BertTokenizer
 
 from utils.config import SquadConfig
@@ -16,6 +20,7 @@ from utils.data import squad_windows
 from utils.data.squad import SquadExample, read_squad
 from utils.data.squad_windows import WORD, load, make_windows
 from utils.errors import UserError
+from utils.released import squad_config
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 VOCAB = [
@@ -294,7 +299,9 @@ def test_accents_composed_and_decomposed_belong_to_their_letter(tokenizer):
         ("one two", "one three", 0, None),
         ("one two", "two", 0, None),
         ("one two", "", 0, None),
-        ("one\u00a0two", "one\u00a0two", 0, None),  # the 2020 code leaves it out, too
+        ("one\u00a0two", "one\u00a0two", 0, "one two"),
+        ("a 10\u3000000 b", "10\u3000000", 2, "1 ##0 0 ##0 ##0"),
+        ("a one\u2009two", "one\u2009two", 2, "one two"),
         ("one \x07 two", "\x07", 4, None),  # the tokenizer drops it all
     ],
 )
@@ -305,6 +312,40 @@ def test_answer_positions(tokenizer, context, answer, at, expected):
     else:
         assert answer_pieces(tokenizer, found) == expected.split()
         assert found.skipped.size == 0
+
+
+def cut_as_released(examples, tokenizer, **sizes):
+    config = squad_config(SquadConfig(max_seq_length=64, doc_stride=16, max_query_length=16))
+    return make_windows(examples, tokenizer, config, training=True)
+
+
+@pytest.mark.parametrize("space", "\u00a0\u3000\u2009\x85\u2028")
+def test_the_released_rule_leaves_out_answers_with_other_spaces(tokenizer, space):
+    context = f"one{space}two one"
+    examples = [example(context, (f"one{space}two", 0)), example(context, ("one", 8))]
+    assert cut(examples, tokenizer).skipped.tolist() == []
+    assert cut_as_released(examples, tokenizer).skipped.tolist() == [0]
+
+
+@settings(max_examples=200)
+@given(st.text("one two.\t\n\u202f", min_size=1, max_size=30), st.data())
+def test_without_other_spaces_both_rules_find_the_same(tokenizer, context, data):
+    at = data.draw(st.integers(0, len(context) - 1))
+    part = data.draw(st.sampled_from([context[at:], context[at : at + 4], "two", " one"]))
+    examples = [example(context, (part, at))]
+    ours, theirs = cut(examples, tokenizer), cut_as_released(examples, tokenizer)
+    assert ours.skipped.tolist() == theirs.skipped.tolist()
+    assert (ours.start.tolist(), ours.end.tolist()) == (theirs.start.tolist(), theirs.end.tolist())
+
+
+@settings(max_examples=100)
+@given(st.text(" one\u00a0\u3000\u2009.", min_size=1, max_size=30), st.data())
+def test_an_answer_at_its_start_is_found_whatever_its_spaces(tokenizer, context, data):
+    words = [word.span() for word in re.finditer(r"\S+", context)]
+    assume(words)
+    (start, _), (_, stop) = sorted(data.draw(st.tuples(*2 * [st.sampled_from(words)])))
+    found = cut([example(context, (context[start:stop], start))], tokenizer)
+    assert found.skipped.size == 0 and len(found)
 
 
 def test_only_the_first_answer_trains(tokenizer):
@@ -363,6 +404,34 @@ def test_settings_that_leave_no_room(tokenizer, length, stride, query, flag):
 def test_the_largest_stride_that_fits(tokenizer):
     found = cut([example(" ".join("a" * 30), text="one two")], tokenizer, length=20, stride=14)
     assert found.base.tolist() == [0, 14, 28]
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 90), st.integers(8, 40), st.data())
+def test_a_token_is_shown_best_by_the_first_window_with_most_text(tokenizer, size, length, data):
+    room = length - 4
+    stride = data.draw(st.integers(1, room - 1))
+    found = cut([example(" ".join("a" * size), text="b")], tokenizer, False, length, stride)
+    scores = np.full((len(found), size), -1.0)
+    for window, base in enumerate(found.base):
+        width = int(found.rows.lengths()[window]) - 4
+        for at in range(width):
+            scores[window, base + at] = min(at, width - 1 - at) + 0.01 * width
+    for window, base in enumerate(found.base):
+        flags = found.max_context[found.starts[window] + 3 : found.starts[window + 1] - 1]
+        best = scores.argmax(0)[base : base + len(flags)] == window
+        assert flags.tolist() == best.tolist()
+
+
+def test_the_memory_of_a_long_context_grows_with_its_tokens_only(tokenizer):
+    size = 40_000  # a table of all windows and tokens has 800 MB
+    tracemalloc.start()
+    try:
+        found = cut([example(" ".join("a" * size))], tokenizer, False)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(found) > 2000 and peak < 1000 * size
 
 
 # ---- caches

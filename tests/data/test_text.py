@@ -358,7 +358,28 @@ def warnings(capsys) -> str:
     return "\n".join(line.rpartition("\r")[2] for line in lines)
 
 
+def change_an_id(path):
+    content = bytearray(path.read_bytes())
+    content[text.HEADER_BYTES + 20] ^= 1
+    path.write_bytes(content)
+
+
+def put_ids_beyond_the_vocabulary(path):
+    content = bytearray(path.read_bytes())
+    content[text.HEADER_BYTES : text.HEADER_BYTES + 8] = b"\xff" * 8
+    path.write_bytes(content)
+
+
+def change_the_last_start(path):
+    path.write_bytes(path.read_bytes()[:-8] + (1 << 40).to_bytes(8, "little"))
+
+
+def change_the_digest(path):
+    path.write_bytes(path.read_bytes().replace(b'"digest": "', b'"digest": "x', 1))
+
+
 HARMS = [truncate, truncate_within_the_header, lengthen, change_a_count, lower_a_count]
+HARMS += [change_an_id, put_ids_beyond_the_vocabulary, change_the_last_start, change_the_digest]
 
 
 @pytest.mark.parametrize("by_lines", [False, True])
@@ -389,8 +410,11 @@ def test_a_cache_of_another_tokenizer_is_not_used(tokenizers, corpus, capsys):
 def test_a_changed_text_is_read_again(tokenizer, corpus, capsys):
     load(corpus, tokenizer)
     state = corpus.stat()
-    corpus.write_bytes(corpus.read_bytes().replace(b"abc", b"xyz"))  # of the same size
-    os.utime(corpus, ns=(state.st_atime_ns, state.st_mtime_ns))  # and age: the samples differ
+    content = bytearray(corpus.read_bytes())
+    at = content.index(b"abc", len(content) // 3)
+    content[at : at + 3] = b"xyz"  # of the same size
+    corpus.write_bytes(content)
+    os.utime(corpus, ns=(state.st_atime_ns, state.st_mtime_ns))  # and age
     assert load(corpus, tokenizer).ids.tolist() == ids_of(tokenizer, corpus)
     assert "an earlier version of the text; rebuilding it" in warnings(capsys)
 

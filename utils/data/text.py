@@ -32,7 +32,6 @@ LINE_BREAKS = (b"\n", b"\r")
 
 CACHE_NAME = "{text}.{tokenizer}.{mode}.ids"  # mode: stream or lines
 HEADER_BYTES = 4096  # JSON with spaces up to here; then the ids; then, 8-byte aligned, the starts
-_SAMPLE_BYTES = 1 << 16
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _warn_once = functools.cache(files.warn)
 
@@ -105,20 +104,14 @@ class Text:
         }
 
     def state(self) -> dict[str, Any]:
-        """Return size, modification time and a digest of three samples: what detects an edit."""
+        """Return size and digest, which detect any edit."""
         if not self.path.is_file():
             remedy = "--train_data_file and --eval_data_file name texts"
             raise UserError(f"{self.path}: no such text file; {remedy}")
-        found = self.path.stat()
-        if found.st_size == 0:
+        size = self.path.stat().st_size
+        if size == 0:
             raise UserError(f"{self.path}: is empty; give a text")
-        samples = []
-        with self.path.open("rb") as file:
-            for start in (0, found.st_size // 2, max(0, found.st_size - _SAMPLE_BYTES)):
-                file.seek(start)
-                samples.append(file.read(_SAMPLE_BYTES))
-        digest = _digest(*samples)
-        return {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns, "samples": digest}
+        return {"bytes": size, "sha256": files.file_digest(self.path)}
 
     def tokenize(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield (bytes, WordPiece ids, WordPieces of each line) of the text's pieces in order."""
