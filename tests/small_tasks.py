@@ -43,7 +43,7 @@ def make_data(folder, **bert):
     return folder
 
 
-def load_task(folder, name, cls=None):
+def load_task(folder, name, cls=None, lower_case=True):
     """Load a task of `make_data`; `cls` is a subclass of its class."""
     if name == "squad":
         cls, file = cls or SquadTask, folder / "squad" / "{}-v1.1.json"
@@ -53,7 +53,7 @@ def load_task(folder, name, cls=None):
             max_seq_length=LENGTH,
             doc_stride=16,
             max_query_length=12,
-            do_lower_case=True,
+            do_lower_case=lower_case,
             threads=1,
         )
     elif name == "mlm":
@@ -67,7 +67,7 @@ def load_task(folder, name, cls=None):
             threads=1,
         )
     else:
-        cls, data = cls or GlueTask, GlueConfig(name, str(folder / name), LENGTH, True)
+        cls, data = cls or GlueTask, GlueConfig(name, str(folder / name), LENGTH, lower_case)
     model = ModelConfig(model_name_or_path=str(folder / "bert"), cache_dir=str(folder / "cache"))
     return cls.load(data, model, TRAINING, OutputConfig(output_dir=str(folder / "out")))
 
