@@ -129,8 +129,7 @@ def replayed(run: ReferenceRun, work: Path, *flags) -> tuple[Recording, list[dic
     def after_step(recording: Recording) -> None:
         for _ in range(run.evaluation_steps.count(len(recording.steps))):
             if run.kind == "mlm":
-                batches = drawn[len(recording.steps)]
-                found.append(released_mlm_metrics(recording, batches))
+                found.append(recording.evaluate_mlm(drawn[len(recording.steps)]))
             else:
                 found.append(recording.evaluate())
 
@@ -163,15 +162,6 @@ def evaluation_batches(run: ReferenceRun, work: Path) -> dict[int, list]:
             training += 1
     assert training == len(run.mlm_batches)
     return drawn
-
-
-def released_mlm_metrics(recording: Recording, batches: list) -> dict[str, float]:
-    """Mean of the batches' losses, and their accuracies weighted by all tokens, in percent."""
-    scores = [recording.mlm_scores(*batch) for batch in batches]
-    tokens = [ids.size for ids, _ in batches]
-    accuracy = sum(hits * n for (_, hits), n in zip(scores, tokens, strict=True)) / sum(tokens)
-    loss = sum(loss for loss, _ in scores) / len(scores)
-    return {"perplexity": math.exp(loss), "acc": 100 * accuracy}
 
 
 # ---- one-shot pruning

@@ -8,7 +8,16 @@ import pytest
 import tiny
 import torch
 from released_replay import LiteralAdamW
-from small_tasks import RUNTIME, TRAINING, load_task, make_data, masked_model
+from small_tasks import (
+    RUNTIME,
+    TRAINING,
+    assert_close_gradients,
+    gradients,
+    load_task,
+    make_data,
+    masked_model,
+    training,
+)
 from transformers import BertForQuestionAnswering, BertForSequenceClassification
 
 from benchmarks import baseline
@@ -21,6 +30,7 @@ from utils.config import (
     RunConfig,
     SquadConfig,
 )
+from utils.data.squad import SquadExample
 from utils.errors import UserError
 from utils.imp import SPARSITIES, ImpSchedule
 from utils.modeling.bert import load_model
@@ -28,6 +38,7 @@ from utils.pruning import masks
 from utils.runs.run import Experiment
 from utils.tasks.glue import GlueTask
 from utils.tasks.squad import SquadTask
+from utils.tasks.squad_answers import squad_metrics
 from utils.training import trainer
 from utils.training.order import DataOrder
 from utils.training.trainer import StepPlan, Trainer
@@ -177,13 +188,27 @@ def test_mlm_evaluations_draw_new_masks_and_weight_batches_by_all_tokens(folder,
     assert {len(batch.packed.lengths) for batch in batches[:-1]} == {3}
     metrics = task.evaluate(model, RUNTIME, tmp_path, 5)
     weighted = tokens = 0
+    losses = []
     with torch.no_grad():
         for batch in batches:
-            hits = int((task.logits(model, batch).argmax(-1) == batch.targets).sum())
+            logits = task.logits(model, batch)
+            losses.append(float(torch.nn.functional.cross_entropy(logits, batch.targets)))
+            hits = int((logits.argmax(-1) == batch.targets).sum())
             size = batch.packed.ids.numel()
             weighted += hits / max(1, len(batch.targets)) * size
             tokens += size
     assert metrics["accuracy"] == pytest.approx(weighted / tokens, rel=1e-6)
+    assert metrics["perplexity"] == pytest.approx(np.exp(np.nanmean(losses)), rel=1e-5)
+
+
+def test_the_v2_rules_score_answers_of_v1_files_too():
+    examples = [SquadExample("q", "?", "the end", (("the", 0),))]
+    v1, v2 = (
+        squad_metrics(examples, {"q": "a"}, config)
+        for config in (SquadConfig(), released.squad_config(SquadConfig()))
+    )
+    assert (v1["exact"], v1["f1"]) == (100.0, 0.0)  # both normalize to nothing
+    assert (v2["exact"], v2["f1"]) == (100.0, 100.0)
 
 
 # ---- rounds
@@ -191,8 +216,8 @@ def test_mlm_evaluations_draw_new_masks_and_weight_batches_by_all_tokens(folder,
 
 def paper_schedule(**changes):
     order = DataOrder(40, 8, 1, 7)  # 5 steps an epoch
-    fields = {"sparsities": SPARSITIES, "round_steps": 4, "total_steps": 40, **changes}
-    return ImpSchedule(training=TRAINING, order=order, **fields)
+    fields = {"sparsities": SPARSITIES, "round_steps": 4, "total_steps": 40, "training": TRAINING}
+    return ImpSchedule(order=order, **{**fields, **changes})
 
 
 def rows_of(schedule, round_):
@@ -218,6 +243,46 @@ def test_learning_rate_and_data_order_continue_over_the_rounds(folder, name):
     taken = [rows for round_ in range(3) for rows in rows_of(schedule, round_)]
     assert taken[:11] == continued
     assert rows_of(paper, 1) != rows_of(schedule, 1)
+
+
+@pytest.mark.parametrize("name, total", [("MRPC", 15), ("squad", 15), ("mlm", 40)])
+def test_glue_and_squad_keep_the_epochs_learning_rate_with_max_steps(folder, name, total):
+    limited = dataclasses.replace(TRAINING, max_steps=40, num_train_epochs=3.0)  # 5 steps each
+    schedule = released.schedule(paper_schedule(training=limited), apply(load_task(folder, name)))
+    rates = [schedule.plan(0).learning_rate(step) for step in range(3)]
+    assert rates == pytest.approx([1e-3 * (total - step) / total for step in range(3)], rel=1e-12)
+
+
+@pytest.mark.parametrize("accumulation, rows", [(1, 40), (2, 40), (3, 58), (4, 60), (9, 40)])
+def test_batches_that_fill_no_step_are_carried_into_the_next_epoch(accumulation, rows):
+    order = released.ReleasedOrder(rows, 8, accumulation, 7)
+    steps, pending = [], []  # as the released loop: gradients stay until a step is taken
+    for epoch in range(3):
+        batches = order.split(order.permutation(0, epoch))
+        for number, batch in enumerate(batches, 1):
+            pending.append(batch.tolist())
+            if number % min(accumulation, len(batches)) == 0:
+                steps.append(pending)
+                pending = []
+    found = [[batch.tolist() for batch in order.batches(0, step)] for step in range(len(steps))]
+    assert found == steps
+    assert (len(steps[order.steps_per_epoch]) > accumulation) == (accumulation in (2, 3))
+
+
+def test_carried_batches_count_as_one_more_gradient(folder):
+    task, config = load_task(folder, "MRPC"), training(gradient_accumulation_steps=2)
+    batches = [np.arange(5), np.arange(5, 12), np.arange(12, 16)]
+    model = masked_model(folder, task).eval()
+    expected = []
+    for rows in batches:
+        model.zero_grad()
+        (task.loss(model, task.train_batch(rows, 0, RUNTIME)) / 2).backward()
+        expected.append(gradients(model))
+    Trainer(model, task, dataclasses.replace(config, max_grad_norm=1e9), RUNTIME).step(
+        batches, 0.0, (1, 0, 0)
+    )
+    total = {name: sum(each[name] for each in expected) for name in expected[0]}
+    assert_close_gradients(gradients(model), total, 1e-5)
 
 
 def test_the_global_generators_are_seeded_once(folder):

@@ -233,7 +233,7 @@ class ReleasedMlmTask(MlmTask):
         return derive_seed(EVALUATION_SEED, step or 0, block)
 
     def _weights(self, batch: MlmBatch) -> tuple[int, int]:
-        return batch.packed.ids.numel(), 1
+        return batch.packed.ids.numel(), min(1, len(batch.targets))
 
 
 class SingleOperationAdamW(PaperAdamW):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from utils.config import SquadConfig
 from utils.data.squad import read_squad
 from utils.pruning import masks
+from utils.tasks.squad import SquadTask
 from utils.tasks.squad_answers import squad_metrics
 
 
@@ -122,8 +123,54 @@ def test_as_released_the_first_round_is_a_step_shorter_and_the_head_is_kept(data
     first, second = steps[0], steps[3]
     for name, value in first["weights"].items():
         assert torch.equal(second["weights"][name], value) == name.startswith("bert."), name
-    # linear over all eight steps, from its top again in the second round
-    assert [round(step["rate"] / 1e-3 * 8) for step in steps] == [8, 7, 6, 8, 7, 6, 5]
+    # linear over the 4 epochs of 4 steps, from its top again in the second round
+    total = 16
+    expected = [1e-3 * (total - step) / total for step in (0, 1, 2, 0, 1, 2, 3)]
+    assert [step["rate"] for step in steps] == pytest.approx(expected)
+
+
+EARLY = ["--evaluate_during_training", "--logging_steps", 3]
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_as_released_evaluations_come_one_step_early(data, tmp_path, steps, monkeypatch, released):
+    evaluated, evaluate = [], SquadTask.evaluate
+
+    def recorded(self, *args):
+        evaluated.append(len(steps))
+        return evaluate(self, *args)
+
+    monkeypatch.setattr(SquadTask, "evaluate", recorded)
+    flags = ["--max_steps", 7, *EARLY, *(["--as_released"] if released else [])]
+    done("squad_trans.py", *command(data, tmp_path / "one", "--dir", "pre", *flags))
+    expected = [2, 5, 7] if released else [3, 6, 7]
+    assert evaluated == expected
+    assert [row["step"] for row in results(tmp_path / "one")] == expected
+    steps.clear()
+    evaluated.clear()
+    flags = [*flags, "--max_steps", 8, "--save_steps", 4]
+    done("squad_trans.py", *command(data, tmp_path / "imp", *flags))
+    assert evaluated == ([2, 3, 5, 7] if released else [3, 4, 6, 8])
+    finals = [(row["step"], row["final"]) for row in results(tmp_path / "imp")]
+    assert finals == [(3, False), (4, True), (6, False), (8, True)]
+
+
+def test_as_released_answers_with_other_spaces_do_not_train(data, tmp_path):
+    context = "the price is 10\u00a0000 now"
+    answers = [("10\u00a0000", 13), ("now", 20)]
+    qas = [
+        {"id": text, "question": "what", "answers": [{"text": text, "answer_start": at}]}
+        for text, at in answers
+    ]
+    document = {"data": [{"title": "", "paragraphs": [{"context": context, "qas": qas}]}]}
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(document))
+    flags = ["--dir", "pre", "--max_steps", 1, "--train_file", path, "--cache_dir", tmp_path]
+    paper = launch.run("squad_trans.py", *command(data, tmp_path / "paper", *flags))
+    assert paper.code == 0 and "left out of training" not in paper.err
+    flags.append("--as_released")
+    ended = launch.run("squad_trans.py", *command(data, tmp_path / "released", *flags))
+    assert ended.code == 0 and "1 of 2 questions left out of training" in ended.err
 
 
 # ---- training one network
