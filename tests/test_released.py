@@ -341,11 +341,18 @@ def moved(schedule, model):
     return {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
 
 
-def test_max_steps_is_one_more_in_fine_tuning():
-    plan = StepPlan(5, lambda step: 0.0, lambda step: [])
-    limited = dataclasses.replace(TRAINING, max_steps=5)
-    assert released.with_extra_step(plan, limited).steps == 6
-    assert released.with_extra_step(plan, TRAINING) is plan
+@pytest.mark.parametrize("name, steps", [("MRPC", 6), ("mlm", 6), ("squad", 5)])
+def test_max_steps_is_one_more_in_fine_tuning_of_glue_and_mlm(folder, name, steps):
+    experiment, plan = (
+        apply(load_task(folder, name)),
+        StepPlan(5, lambda step: 0.0, lambda step: []),
+    )
+    for limit, expected in ((5, steps), (-1, 5)):
+        limited = dataclasses.replace(TRAINING, max_steps=limit)
+        config = dataclasses.replace(experiment.config, training=limited)
+        found = released.plan(plan, dataclasses.replace(experiment, config=config))
+        assert (found.steps, found.evaluate_early) == (expected, name == "squad")
+        assert (found.learning_rate(0) == 0.0) == (name != "squad")
 
 
 # ---- the optimizer

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.config import SquadConfig, TrainingConfig
+from utils.config import SquadConfig
 from utils.data.rows import EVALUATION_TOKENS, Rows
 from utils.data.seeds import derive_seed
 from utils.errors import UserError
@@ -69,11 +69,10 @@ class ReleasedOrder(DataOrder):
     def batches(self, round_: int, step: int) -> list[np.ndarray]:
         """Return the batches of a step, after those that the epoch before left over."""
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        left: list[np.ndarray] = []
-        if epoch and not step_of_epoch:
-            used = self.steps_per_epoch * self.accumulation * self.batch_size
-            left = self.split(self.permutation(round_, epoch - 1)[used:])
-        return left + super().batches(round_, step)
+        if not epoch or step_of_epoch:
+            return super().batches(round_, step)
+        before = self.split(self.permutation(round_, epoch - 1))
+        return before[self.steps_per_epoch * self.accumulation :] + super().batches(round_, step)
 
 
 @dataclass(frozen=True)
@@ -201,7 +200,7 @@ class ReleasedGlueTask(PaddedTask, GlueTask):
 
 @dataclass(frozen=True)
 class ReleasedSquadConfig(SquadConfig):
-    """Answers with a space such as U+00A0 are left out; the v2.0 rules score v1.1 files too."""
+    """Answers with spaces such as U+00A0 do not train; the v2.0 rules score v1.1 files too."""
 
     only_word_spaces = True
     v2_scores = True
@@ -264,19 +263,14 @@ class SingleOperationAdamW(PaperAdamW):
 def plan(paper: StepPlan, experiment: Experiment) -> StepPlan:
     """Return the released plan of a fine-tuning.
 
-    SQuAD: the learning rate falls over the epochs with --max_steps too, and evaluations come one
-    step early, because steps are counted from 1.
+    GLUE and MLM: --max_steps N makes N + 1 steps. SQuAD: the learning rate falls over the epochs
+    with --max_steps too, and evaluations come one step early: steps are counted from 1.
     """
     training, task = experiment.config.training, experiment.task
     order = ReleasedOrder.from_config(task.train_rows, training, experiment.runtime)
     found = replace(paper, batches=lambda step: order.batches(0, step))
     if not isinstance(task, SquadTask):
-        return with_extra_step(found, training)
+        return replace(found, steps=paper.steps + (training.max_steps > 0))
     total = order.total_steps(-1, training.num_train_epochs)
     rate = linear_schedule(training.learning_rate, total, training.warmup_steps)
     return replace(found, learning_rate=rate, evaluate_early=1)
-
-
-def with_extra_step(paper: StepPlan, training: TrainingConfig) -> StepPlan:
-    """Return the plan with the step N + 1 that --max_steps N takes in the GLUE and MLM scripts."""
-    return replace(paper, steps=paper.steps + 1) if training.max_steps > 0 else paper

@@ -35,10 +35,7 @@ class Task(Protocol):
         """Number of training rows."""
 
     def data_digest(self) -> str:
-        """Identify the training data; a resumed run must find the same.
-
-        Early versions digested less: their value is the start of this one.
-        """
+        """Identify the training data; a resumed run must find the same."""
 
     def dev_digest(self) -> str:
         """Identify the development set; a resumed run must find the same. "": no evaluation."""

@@ -68,11 +68,8 @@ class SquadTask(LabelledTask):
 
     def dev_digest(self) -> str:
         """Identify the development set, "" without evaluation."""
-        if self.dev is None:
-            return ""
-        examples, windows = self.dev
-        texts = np.frombuffer(repr(examples).encode(), dtype=np.uint8)
-        return content_digest(windows.starts, windows.ids, texts)
+        texts = np.frombuffer(repr(self.dev and self.dev[0]).encode(), dtype=np.uint8)
+        return content_digest(self.dev[1].starts, self.dev[1].ids, texts) if self.dev else ""
 
     def logits(self, model: BertTaskModel, packed: Packed) -> torch.Tensor:
         """Return start and end logits, float32 [B, W, 2], -inf beyond a window's tokens."""

@@ -100,8 +100,7 @@ class Trainer:
     def losses(self, batch: Batch, count: int, share: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a batch's part of the step's loss, [], to differentiate (scaled) and to report.
 
-        The step's loss is the sum over its batches divided by `count`; `batch` holds the fraction
-        `share` of the rows of one.
+        The step's loss is a sum divided by `count`; `batch` has the fraction `share` of its rows.
         """
         with self.runtime.autocast():
             loss = self._loss(batch) / count * share
