@@ -171,6 +171,7 @@ def test_as_released_answers_with_other_spaces_do_not_train(data, tmp_path):
     flags.append("--as_released")
     ended = launch.run("squad_trans.py", *command(data, tmp_path / "released", *flags))
     assert ended.code == 0 and "1 of 2 questions left out of training" in ended.err
+    assert "or has spaces" in ended.err
 
 
 # ---- training one network

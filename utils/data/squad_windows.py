@@ -87,7 +87,8 @@ def load(
     if len(windows.skipped):
         count = f"{len(windows.skipped)} of {len(examples)} questions left out of training"
         first = examples[windows.skipped[0]].id
-        why = f"their answer's text is not at its answer_start (first: {first!r})"
+        spaces = " or has spaces that 2020's code did not split" * config.only_word_spaces
+        why = f"their answer's text is not at its answer_start{spaces} (first: {first!r})"
         files.warn(f"{path}: {count}: {why}")
     return examples, windows
 
