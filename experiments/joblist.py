@@ -3,31 +3,39 @@
 if __name__ == "__main__":
     import _root  # noqa: F401
 
-import argparse
 import contextlib
+import fcntl
+import importlib
+import io
 import itertools
 import os
 import re
 import shlex
 import signal
 import subprocess
+import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
 from utils import cli, files, schema
+from utils.config import flag_values
 from utils.errors import UserError
 from utils.pruning.origin import read_origin
 from utils.runs import signals
+from utils.runs.signals import RESUME_EXIT_CODE as STOPPED
 
-STOPPED = os.EX_TEMPFAIL  # exit code of a script that saved a checkpoint and stopped on a signal
+ROOT = Path(__file__).resolve().parent.parent
 ORIGIN_FIELDS = {  # flag of a one-shot script -> field of the Origin that it records
     **{"--rate": "sparsity", "--model_name_or_path": "model"},
     **{flag: flag[2:] for flag in ("--method", "--weight", "--mode", "--seed", "--sigma")},
 }
-STATES = ("done", "skipped", "failed", "stopped", "not started")
+STATES = ("done", "skipped", "running", "failed", "stopped", "not started", "to come")
+ENDED = re.compile(r"joblist: (?P<state>\w+) after (?P<seconds>\d+) s, run.json (?P<digest>\w+)")
+REMEDY = "remove it or give another output"
+_PARSING = threading.Lock()  # sys.stderr is redirected meanwhile
 
 
 class Job:
@@ -38,8 +46,10 @@ class Job:
 
     def __init__(self, line: int, stage: int, text: str, log: Path) -> None:
         self.line, self.stage, self.text, self.log = line, stage, text, log
-        self.state = "stopped"  # until it has run
+        self.state = "to come"
         words = [os.path.expanduser(word) for word in shlex.split(os.path.expandvars(text))]
+        at = next((at for at, word in enumerate(words) if word.endswith(".py")), 0)
+        self.script, self.words = words[at], words[at + 1 :]
         self.paths = {path for word in words for path in (Path(word), *Path(word).parents)}
         self.flags = dict(itertools.pairwise(words))
         self.flags |= dict(word.split("=", 1) for word in words if re.match("--.*=", word))
@@ -65,20 +75,68 @@ class Job:
 
     def finished(self) -> bool:
         """Return whether this very command is known to be finished."""
-        if self.tensors:
+        if self.tensors or not self.complete():
             return self.complete() and not self.other_flags()
-        logged = self.log.read_bytes() if self.log.is_file() else b""
-        return self.complete() and logged.endswith(self._last_line())
+        end = self.ended()
+        logged = end.get("state") == "done" and end["digest"] == self._digest()
+        return logged or self._same_arguments()
 
-    def log_finished(self) -> None:
-        """End the log of a finished run; without this line, the script starts and compares."""
-        if self.output and not self.tensors:
-            with self.log.open("ab") as file:
-                file.write(self._last_line())
+    def log_end(self, state: str, seconds: float) -> None:
+        """End an attempt in the log; the digest shows later that the finished run is this one."""
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(f"\njoblist: {state} after {seconds:.0f} s, run.json {self._digest()}\n")
 
-    def _last_line(self) -> bytes:
-        digest = files.file_digest(self.output / files.RUN) if self.output else ""
-        return f"finished (run.json {digest}): {self.text}\n".encode()
+    def _digest(self) -> str:
+        run = self.output / files.RUN if self.output else self.log
+        return files.file_digest(run) if run.is_file() else "none"
+
+    def _same_arguments(self) -> bool:
+        """Return whether one of our scripts would read the recorded arguments in this line.
+
+        False for scripts of others and for a line that replaces a finished run.
+        """
+        run = files.read_json(self.output / files.RUN) if self.output else None
+        recorded = (run or {}).get("arguments")
+        replaces = {"--overwrite_output_dir", "--restart"} & set(self.words)
+        script = Path(self.script)
+        if script.resolve().parent != ROOT or replaces or not isinstance(recorded, dict):
+            return False
+        from utils.runs import folder  # imports torch
+
+        with _PARSING, contextlib.redirect_stderr(io.StringIO()):
+            config = importlib.import_module(script.stem).Config
+            with contextlib.suppress(SystemExit, UserError):
+                given = flag_values(cli.parse(config, None, self.words))
+                return not folder.differences(recorded, given)
+        return False
+
+    def look(self) -> tuple[str, str]:
+        """Return one of STATES without running the command, and a note."""
+        if self.finished():
+            return "done", ""
+        if other := self.other_flags():  # commands that are finished may have used the file
+            return "failed", f" (made with other arguments: {other}; {REMEDY})"
+        if _locked(self.log) or (self.output and _locked(self.output / files.LOCK)):
+            return "running", ""
+        if self.ended().get("state") == "failed":
+            return "failed", f" ({self.reason()}; see {self.log})"
+        return ("stopped" if self._attempt() else "to come"), ""
+
+    def _attempt(self) -> list[str]:
+        """Return the lines of the log's latest attempt, none if it is another command's."""
+        text = self.log.read_text("utf-8", "replace") if self.log.is_file() else ""
+        first, *lines = re.split(r"(?m)^\$ ", text)[-1].splitlines() or [""]
+        return [line for line in lines if line.strip()] if first == self.text else []
+
+    def ended(self) -> dict[str, str]:
+        """Return state, seconds and digest at the end of the latest attempt, if it has ended."""
+        found = ENDED.fullmatch("".join(self._attempt()[-1:]))
+        return found.groupdict() if found else {}
+
+    def reason(self) -> str:
+        """Return the last error line of the latest attempt, else its last line."""
+        lines = [line for line in self._attempt() if not ENDED.fullmatch(line)] or ["no output"]
+        return ([line for line in lines if "error:" in line] or lines)[-1].strip()[:300]
 
     def other_flags(self) -> str:
         """Return the flags with which `tensors` was made, if they differ from these."""
@@ -108,14 +166,14 @@ def read(path: Path) -> list[Job]:
     Raises UserError for an unreadable or empty list, open quotation marks, or a shared output.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot read the list ({error}); make one with plan.py") from error
     jobs: list[Job] = []
     stage, logs = 1, path.with_name(f"{path.name}.logs")
     for number, text in enumerate(lines, 1):
         if text.startswith("# stage"):
-            stage += bool(jobs)
+            stage += bool(jobs) and jobs[-1].stage == stage  # an empty stage has no number
         elif text.strip() and not text.lstrip().startswith("#"):
             try:
                 jobs.append(Job(number, stage, text, logs / f"{number:04d}.log"))
@@ -124,11 +182,43 @@ def read(path: Path) -> list[Job]:
     if not jobs:
         raise UserError(f"{path}: no command in it; make a list with experiments/plan.py")
     users = Counter(job.output for job in jobs)
-    for job in jobs:
-        if job.output and users[job.output] > 1:
-            reason = f"another line writes to {job.output} too; give each its own folder"
-            raise UserError(f"{path}, line {job.line}: {reason}")
+    for job in (job for job in jobs if job.output and users[job.output] > 1):
+        reason = f"another line writes to {job.output} too; give each its own folder"
+        raise UserError(f"{path}, line {job.line}: {reason}")
     return jobs
+
+
+def _locked(path: Path) -> bool:
+    """Return whether a process holds the lock on a file."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)  # else there is no such file
+    return False
+
+
+def report(jobs: list[Job], parallel: int, dry_run: bool) -> None:
+    """Print the state of the jobs; for a dry run, each command that remains to be run."""
+    taken: dict[str, list[int]] = defaultdict(list)  # script -> seconds of finished commands
+    for job in jobs:
+        job.state, note = job.look()
+        if dry_run and job.state not in ("done", "running"):
+            print(f"stage {job.stage}, line {job.line}, {job.state}{note}: {job.text}")
+        elif job.state in ("running", "failed", "stopped"):
+            print(f"{job.state}: line {job.line}: {job.output or job.text}{note}")
+        elif job.ended().get("state") == "done":
+            taken[job.script].append(int(job.ended()["seconds"]))
+    every = list(itertools.chain(*taken.values()))
+    rest = [taken.get(job.script, every) for job in jobs if job.state != "done"]
+    left = sum(sum(seconds) / len(seconds) for seconds in rest) / parallel if every else 0
+    unit, size = ("min", 60) if left < 2 * 3600 else ("h", 3600)
+    print(_counts(jobs) + (f"; about {left / size:.1f} {unit} left" if left else ""))
+
+
+def _counts(jobs: list[Job]) -> str:
+    counts = Counter(job.state for job in jobs)
+    return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
 
 
 class Runner:
@@ -138,6 +228,7 @@ class Runner:
         self.jobs, self.parallel = jobs, parallel
         self._children: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
+        self._printing = threading.Lock()  # print writes a line and its end separately
 
     def run(self, selected: list[Job]) -> int:
         """Run jobs by stage. Return 0 if all are finished, STOPPED if interrupted, else 1."""
@@ -150,23 +241,25 @@ class Runner:
             job.state, note = self._run(job)
             ran = job.state in ("done", "failed")
             seconds = f" in {time.monotonic() - began:.0f} s" if ran else ""
-            head = f"[{next(number)}/{len(selected)}] line {job.line} {job.state}{seconds}"
-            print(f"{head}: {job.output or job.text[:80]}{note}", flush=True)
+            with self._printing:
+                head = f"[{next(number)}/{len(selected)}] line {job.line} {job.state}{seconds}"
+                print(f"{head}: {job.output or job.text[:80]}{note}", flush=True)
 
         for _, stage in itertools.groupby(selected, lambda job: job.stage):
             with ThreadPoolExecutor(self.parallel) as pool:
                 list(pool.map(run_one, stage))
-        counts = Counter(job.state for job in selected)
-        print(", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]))
+        print(_counts(selected))
         for job in selected:
             if job.state in ("failed", "not started"):
                 print(f"{job.state}: line {job.line}: {job.text}")
-        return STOPPED if counts["stopped"] else int(not counts.keys() <= {"done", "skipped"})
+        states = {job.state for job in selected} - {"done", "skipped"}
+        return STOPPED if states & {"stopped", "to come"} else int(bool(states))
 
     def stop(self, _number: int, _frame: FrameType | None) -> None:
         """Handle a signal: stop the running jobs, which save a checkpoint, and start no more."""
         if not self._stopped:  # SLURM and a batch script may each send the same signal
             self._stopped = True
+            os.write(2, b"\nstopping; each running command saves a checkpoint first\n")
             for child in list(self._children):
                 _terminate(child)
 
@@ -175,20 +268,22 @@ class Runner:
         if job.finished():
             return "skipped", " (finished before)"
         if other := job.other_flags():  # commands that are finished may have used the file
-            remedy = "remove it or give another output"
-            return "failed", f" (made with other arguments: {other}; {remedy})"
+            return "failed", f" (made with other arguments: {other}; {REMEDY})"
         for earlier in self.jobs[: self.jobs.index(job)]:
             if earlier.output in job.paths and not earlier.finished():
                 needs = f"needs {earlier.output}, line {earlier.line}, which is not finished"
                 return "not started", f" ({needs})"
+        began = time.monotonic()
         code = self._call(job)
+        state, note = "done", ""
         if code == STOPPED or (code and self._stopped):
-            return "stopped", " (the same list resumes from here)"
-        if code or (job.output and not job.complete()):
-            problem = "" if code else f", but {job.output} is not finished"
-            return "failed", f" (exit code {code}{problem}; see {job.log})"
-        job.log_finished()
-        return "done", ""
+            state, note = "stopped", " (the same list resumes from here)"
+        elif code or (job.output and not job.complete()):
+            name = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+            problem = f": {job.reason()}" if code else f", but {job.output} is not finished"
+            state, note = "failed", f" ({name}{problem}; see {job.log})"
+        job.log_end(state, time.monotonic() - began)
+        return state, note
 
     def _call(self, job: Job) -> int:
         """Run the command in a shell, as a process group of its own; return its exit code."""
@@ -196,7 +291,9 @@ class Runner:
         cores = max(1, len(os.sched_getaffinity(0)) // self.parallel)
         threads = {"OMP_NUM_THREADS": str(cores)} if self.parallel > 1 else {}
         with job.log.open("a", encoding="utf-8") as file:
-            print(f"$ {job.text}", file=file, flush=True)
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the command inherits the lock
+            print(f"\n$ {job.text}", file=file, flush=True)
             child = subprocess.Popen(
                 ["bash", "-c", job.text],
                 stdin=subprocess.DEVNULL,
@@ -220,13 +317,16 @@ def _terminate(child: subprocess.Popen[bytes]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the list; Runner.run explains the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.OneLineParser(__doc__)
     add = parser.add_argument
     add("list", type=Path, help="file with one command per line; '# stage N' begins a stage")
     add("--jobs", type=int, default=1, help="number of commands that run in parallel")
-    add("--stage", type=int, help="run only this stage")
+    add("--stage", type=int, help="run only this stage; stages without a command have no number")
     add("--number", type=int, help="run only this command, counted from 0 (in --stage, if given)")
     add("--count", action="store_true", help="print each stage's number of commands, run nothing")
+    text = "print what is done, running, failed (with the reason) and to come, run nothing"
+    add("--status", action="store_true", help=text)
+    add("--dry_run", action="store_true", help="print the commands that would run, run nothing")
     args = parser.parse_args(argv)
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs} must be at least 1")
@@ -240,9 +340,12 @@ def main(argv: list[str] | None = None) -> int:
     if not selected:
         asked = f"--stage {args.stage} --number {args.number}"
         raise UserError(f"{asked}: no such command; see --count")
+    if args.status or args.dry_run:
+        report(selected, args.jobs, args.dry_run)
+        return 0
     runner = Runner(jobs, args.jobs)
-    signals.install(runner.stop)
-    return runner.run(selected)
+    with signals.handled_by(runner.stop):
+        return runner.run(selected)
 
 
 if __name__ == "__main__":

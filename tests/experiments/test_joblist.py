@@ -1,7 +1,9 @@
 """How a list of commands runs: stages, failures, what is finished, signals, and SLURM arrays."""
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,8 +12,12 @@ from pathlib import Path
 
 import pytest
 
+import glue_trans
 from experiments import joblist
+from utils import cli, files
+from utils.config import flag_values
 from utils.errors import UserError
+from utils.runs.folder import FolderLock
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -47,7 +53,6 @@ def workplace(tmp_path, monkeypatch) -> Path:
     for name in ("train.py", "oneshot.py"):
         (tmp_path / name).write_text(STUB)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(joblist, "STOP_SIGNALS", ())  # pytest handles its own
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     return tmp_path
 
@@ -165,7 +170,7 @@ def test_run_local_stops_its_commands_when_it_is_stopped(workplace):
     wait_for(workplace / "o" / "slow" / "started")
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=30)
-    assert process.returncode == joblist.STOPPED and "2 stopped" in printed
+    assert process.returncode == joblist.STOPPED and "1 stopped, 1 to come" in printed
     assert not (workplace / "order").exists()
 
 
@@ -349,3 +354,106 @@ def test_a_job_that_saved_a_checkpoint_is_requeued(cluster):
 def test_a_failed_job_is_not_requeued(cluster):
     assert sbatch(ONE, "false", SLURM_JOB_ID="7").returncode == 1
     assert not (cluster / "slurm").exists()
+
+
+@pytest.mark.parametrize("markers", [("# stage 1", "# stage 2", "# stage 3"), ("# stage 3",) * 3])
+def test_an_empty_stage_is_not_counted_and_moves_the_stages_after_it_up(cluster, markers):
+    first, second, third = markers
+    lines = ["python train.py --output_dir o/a", "python train.py --output_dir o/c"]
+    path = write_list(cluster, first, lines[0], second, "# removed by hand", third, lines[1])
+    assert sbatch(ARRAY, str(path)).stdout.count("1 commands") == 2
+    submitted = (cluster / "slurm").read_text()
+    for stage in re.findall("STAGE=([0-9]+)", submitted):
+        task = {"STAGE": stage, "SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "7"}
+        done = sbatch(ARRAY, str(path), **task)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert order(cluster) == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("print('x.py: error: no file\\n1 %|#   |\\rmore'); sys.exit(2)", "x.py: error: no file"),
+        ("raise ValueError('odd')", "ValueError: odd"),
+        ("sys.exit(1)", "no output"),
+        ("os.kill(os.getpid(), 9)", "SIGKILL"),
+    ],
+)
+def test_a_failed_command_shows_its_error_also_in_the_status(workplace, capfd, script, reason):
+    (workplace / "fails.py").write_text(f"import os, sys\n{script}\n")
+    path = write_list(workplace, "python fails.py --output_dir o/a")
+    assert joblist.main([str(path)]) == 1
+    line = capfd.readouterr().out.splitlines()[0]
+    assert "line 1 failed" in line and reason in line and "0001.log" in line
+    assert joblist.main([str(path), "--status"]) == 0
+    if "KILL" not in reason:
+        assert reason in (printed := capfd.readouterr().out) and "1 failed" in printed
+
+
+@contextlib.contextmanager
+def held(folder: Path):
+    """Hold the lock on an output folder, as its running script does."""
+    lock = FolderLock(folder)
+    yield
+    lock.release()
+
+
+def test_the_status_and_the_dry_run_run_nothing(workplace, capfd):
+    lines = [f"python train.py --output_dir o/{name}" for name in ("a", "b --fail", "c", "d", "e")]
+    path = write_list(workplace, *lines[:2])
+    assert joblist.main([str(path)]) == 1
+    logs = workplace / "list.txt.logs"
+    (logs / "0003.log").write_text(f"\n$ {lines[2]}\nhalf")  # its computer lost power
+    (logs / "0004.log").write_text("\n$ python train.py --output_dir other --fail\nerror: other\n")
+    path, before = write_list(workplace, *lines), order(workplace)
+    capfd.readouterr()
+    with held(workplace / "o" / "e"):
+        assert joblist.main([str(path), "--status"]) == 0
+        assert "1 done, 1 running, 1 failed, 1 stopped, 1 to come" in capfd.readouterr().out
+        assert joblist.main([str(path), "--dry_run"]) == 0
+    listed = capfd.readouterr().out.splitlines()[:-1]
+    assert [line.rpartition("o/")[2][0] for line in listed] == ["b", "c", "d", "e"]
+    assert listed[-1].startswith("running: line 5")
+    assert order(workplace) == before
+
+
+def test_the_time_left_is_estimated_from_finished_commands_of_the_same_script(workplace, capfd):
+    lines = [f"python {name}.py --output_dir o/{name}" for name in ("train", "other", "third")]
+    path = write_list(workplace, *lines)
+    (workplace / "list.txt.logs").mkdir()
+    for number, seconds in ((0, 600), (1, 1800)):
+        (job := joblist.read(path)[number]).log.write_text(f"\n$ {job.text}\n")
+        files.write_json(job.output / "run.json", {"finished": True})
+        job.log_end("done", seconds)
+    path = write_list(workplace, *lines, "python train.py --output_dir o/2")
+    assert joblist.main([str(path), "--status", "--jobs", "2"]) == 0
+    assert "2 done, 2 to come; about 15.0 min left" in capfd.readouterr().out  # (20 + 10) / 2
+
+
+def finished_run(folder: Path, *flags: str) -> str:
+    """Write the run.json of a finished run of glue_trans.py; return its command."""
+    text = f"--dir pre --do_train --task_name RTE --data_dir data --output_dir {folder}"
+    words = [*text.split(), *flags]
+    arguments = flag_values(cli.parse(glue_trans.Config, None, words))
+    files.write_json(folder / "run.json", {"arguments": arguments, "finished": True})
+    return f"python -u {ROOT / 'glue_trans.py'} {' '.join(words)}"
+
+
+@pytest.mark.parametrize(
+    ("change", "state"),
+    [
+        ("", "done"),
+        (" --learning_rate 0.00002", "done"),  # the default, spelled out
+        (" --bf16", "to come"),
+        (" --seed 7", "to come"),
+        (" --seed x", "to come"),
+        (" --overwrite_output_dir", "to come"),  # the script decides
+    ],
+)
+def test_a_run_that_another_list_finished_is_recognized_by_its_arguments(
+    workplace, capfd, change, state
+):
+    line = finished_run(workplace / "o" / "a", "--seed", "3")
+    assert joblist.main([str(write_list(workplace, line + change)), "--status"]) == 0
+    printed = capfd.readouterr()
+    assert printed.out == f"1 {state}\n" and not printed.err
