@@ -5,6 +5,7 @@ if __name__ == "__main__":
 
 import argparse
 import itertools
+import os
 import re
 import shlex
 import sys
@@ -109,6 +110,7 @@ def figure_sparsity(commands: CommandList, request: Request) -> None:
 
 _TABLES = (table2, table3, table4)
 _FIGURES = (figure2, figure_rewind, figure_overlap, figure_sparsity)
+SEEDS, LARGEST = 1000, 10**7  # the most seeds; no number of a flag is larger
 BUILDERS = {builder.__name__: builder for builder in (*_TABLES, *_FIGURES)}
 # flag -> field, the type of its value, help; folder names show the changes in this order
 CHANGES: dict[str, tuple[str, Callable[[str], float], str]] = {
@@ -131,15 +133,16 @@ def per_task(
             value = convert(number)
         except ValueError:
             value = 0
-        if not value > 0:
-            raise UserError(f"{flag} {word}: give a number above 0 for all tasks, or TASK=NUMBER")
+        if not 0 < value <= LARGEST:
+            numbers = f"a number above 0, at most {LARGEST:,}"
+            raise UserError(f"{flag} {word}: give {numbers}, for all tasks, or TASK=NUMBER")
         values |= dict.fromkeys(paper.task_keys([name] if name else None), value)
     return values
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.OneLineParser(__doc__)
     add = parser.add_argument
     add("what", choices=list(BUILDERS), help="the table or figure")
     text = "Table 1's hyper-parameters, or ours for a small model (200 steps per training)"
@@ -147,7 +150,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--tasks", nargs="+", metavar="TASK", help="tasks to train on (default: the paper's 11)")
     text = "tasks that find the masks (default: --tasks; for figure_rewind MLM and SQuAD)"
     add("--sources", nargs="+", metavar="TASK", help=text)
-    add("--seeds", type=int, default=5, help="number of seeds, from 1 on (default: the paper's 5)")
+    add("--seeds", type=int, default=5, help="number of seeds, from 1 on")
     text = "hub name or local folder of the pre-trained BERT"
     add("--model", default="bert-base-uncased", help=text)
     text = "folder with glue_data, SQuAD and pretrain_data, as get_data.py writes them"
@@ -168,8 +171,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def command_list(args: argparse.Namespace) -> CommandList:
     """Return the commands that the flags request. Raises UserError for a bad value of a flag."""
-    if args.seeds < 1:
-        raise UserError(f"--seeds {args.seeds}: give at least 1")
+    if not 1 <= args.seeds <= SEEDS:
+        raise UserError(f"--seeds {args.seeds}: give a number from 1 to {SEEDS}")
     tasks = paper.task_keys(args.tasks)
     rewound = ["MLM", "SQuAD"] if args.what == "figure_rewind" else args.tasks
     sources = paper.task_keys(args.sources or rewound)
@@ -195,7 +198,8 @@ def command_list(args: argparse.Namespace) -> CommandList:
             raise UserError(f"--batch: give --steps for {name} too, the length of a training")
 
     flags_name = re.sub(r"[^A-Za-z0-9.]+", "-", args.flags).strip("-")
-    folder = "-".join(filter(None, [Path(args.model).name, "mini" if mini else "", flags_name]))
+    model = os.path.basename(os.path.abspath(args.model))  # of "..": the folder's own name
+    folder = "-".join(filter(None, [model, "mini" if mini else "", flags_name]))
     commands = CommandList(
         model=args.model,
         data=args.data,
@@ -203,7 +207,7 @@ def command_list(args: argparse.Namespace) -> CommandList:
         hyperparameters=settings,
         names=names,
         imp_end=_percent("--imp_to", args.imp_to),
-        flags=shlex.split(args.flags),
+        flags=_split("--flags", args.flags),
     )
     runs = list(itertools.product(tasks, range(1, args.seeds + 1)))
     BUILDERS[args.what](commands, Request(runs, sources, sparsity, args.shuffles))
@@ -211,16 +215,28 @@ def command_list(args: argparse.Namespace) -> CommandList:
 
 
 def _percent(flag: str, sparsity: float) -> int:
-    percent = round(100 * sparsity)
-    if not 0 < sparsity < 1 or abs(percent - 100 * sparsity) > 1e-9:
+    percent = round(100 * sparsity) if 0 < sparsity < 1 else 0
+    if not 0 < percent < 100 or abs(percent - 100 * sparsity) > 1e-9:
         raise UserError(f"{flag} {sparsity:g}: give a whole percentage between 0 and 1, as in 0.7")
     return percent
+
+
+def _split(flag: str, words: str) -> list[str]:
+    try:
+        return shlex.split(words)
+    except ValueError as error:
+        raise UserError(f"{flag} {words}: {error}; correct the quotes") from error
 
 
 def main(argv: list[str] | None = None) -> None:
     """Print the list."""
     words = sys.argv[1:] if argv is None else argv
-    commands = command_list(parse(argv))
+    for word in words:
+        if word.encode("utf-8", "replace").decode().splitlines() not in ([], [word]):
+            raise UserError(
+                f"{word!a}: a list holds UTF-8 text, a command a line; give other words"
+            )
+    commands = command_list(parse(words))
     print(f"# python experiments/plan.py {shlex.join(words)}")
     count = len(commands.commands)
     print(f"# {count} commands; a stage needs what the stages before it leave behind")

@@ -1,12 +1,17 @@
 """The lists of commands: what they contain, and that the scripts accept them."""
 
+import contextlib
 import dataclasses
 import importlib
+import io
 import itertools
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from experiments import joblist, paper, plan
 from experiments.command_list import Command
@@ -150,7 +155,7 @@ def parsed(words: list[str]) -> dict[str, object]:
     return values
 
 
-def given(words: list[str]) -> dict[str, list[str]]:
+def given_flags(words: list[str]) -> dict[str, list[str]]:
     """Name -> words of every flag of a command."""
     found: dict[str, list[str]] = {}
     for word in words[1:]:
@@ -170,7 +175,7 @@ def test_the_scripts_accept_every_command():
             seen.setdefault((words[0], preset, names), words)
     for words in seen.values():
         values = parsed(words)
-        for name, texts in given(words).items():
+        for name, texts in given_flags(words).items():
             value = values[name]
             if isinstance(value, bool):
                 assert (value, texts) == (True, [])
@@ -202,11 +207,43 @@ def test_the_scripts_accept_every_command():
         (["--batch", "8"], "give --steps for"),
         (["--batch", "0", "--steps", "9"], "--batch 0"),
         (["--imp_to", "0.123"], "--imp_to 0.123"),
+        (["--imp_to", "0.001"], "--imp_to 0.001"),
+        (["--seeds", "1000000000"], "--seeds 1000000000"),
+        (["--flags", "--a 'b"], "--flags --a 'b"),
+        *((["--imp_to", word], f"--imp_to {word}") for word in ("nan", "inf", "7")),
+        *(
+            ([f"--{flag}", f"rte={word}"], f"--{flag} rte={word}")
+            for flag in (*plan.CHANGES, "sparsity")
+            for word in ("nan", "inf", "-inf", "1e300", "9" * 20, "")
+        ),
     ],
 )
 def test_bad_flags_are_named(words, message):
     with pytest.raises(UserError, match=message):
         planned("table2", *words)
+
+
+@pytest.mark.parametrize("flag", ["--flags", "--model", "--out", "--data", "--tasks"])
+@pytest.mark.parametrize("end", ["\n", "\r", "\x0b", "\x85", "\u2028", "\udcff"])
+def test_a_line_break_becomes_no_command(flag, end, capsys):
+    with pytest.raises(UserError, match="a command a line"):
+        plan.main(["table2", flag, f"a{end}rm -rf x"])
+    assert capsys.readouterr().out == ""
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1))
+def test_the_shell_reads_every_word_as_given(word):
+    name = f"x/{word.replace('/', '')}"
+    words = ["table4", "--tasks", "rte", "--seeds", "1", f"--data={name}", f"--model={name}"]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        plan.main([*words, f"--out={name}", "--flags", shlex.quote(name)])
+    lines = printed.getvalue().split("\n")[:-1]
+    commands = [line for line in lines if not line.startswith("# ")]
+    script = "python() { printf '%s\\0' \"$@\"; }\n" + "\n".join(commands)
+    done = subprocess.run(["bash", "-c", script], capture_output=True)
+    read = done.stdout.decode().split("\0")
+    assert done.stderr == b"" and read.count(name) == 2 * len(commands)
 
 
 def test_mnli_trains_for_the_steps_of_the_paper():
