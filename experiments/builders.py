@@ -1,5 +1,6 @@
 """One function per table, and the numbers behind each figure."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +42,17 @@ def sparsest(found: Results, task: str, rule: str) -> float | str | None:
     return max(winning, default="none" if False in verdicts.values() else None)
 
 
+def sparsities(found: Results, layout: Layout, theirs: Mapping[str, int]) -> dict[str, float]:
+    """Return the percent at which to compare each task: the user's, else `theirs` if measured.
+
+    Else it is the sparsity that most runs of the task have.
+    """
+    at = layout.percents(theirs)
+    if layout.sparsity is None:
+        at = {task: found.percent([task], percent, own=True) for task, percent in at.items()}
+    return at
+
+
 def quoted(row: str) -> dict[str, Cell]:
     """Return a row of the paper's Table 2."""
     deviations = paper.TABLE2.get(f"{row}_std", {})
@@ -50,7 +62,7 @@ def quoted(row: str) -> dict[str, Cell]:
 def table2(found: Results, layout: Layout) -> Table:
     """Table 2: subnetworks at the paper's sparsities, the controls, and which tickets win."""
     title = "Table 2: IMP tickets, random masks and other weights, beside the full network"
-    table, at = layout.table("table2", title), layout.percents(paper.SPARSITY)
+    table, at = layout.table("table2", title), sparsities(found, layout, paper.SPARSITY)
     full = {task: found.full(task) for task in at}
     layout.add(table, "sparsity, %", at)
     layout.add(table, "full network f(x, theta_0)", full, quoted("full"))
@@ -81,7 +93,7 @@ def table2(found: Results, layout: Layout) -> Table:
 def table3(found: Results, layout: Layout) -> Table:
     """Table 3: rewinding to theta_i and standard pruning, at Table 2's sparsities."""
     title = "Table 3: IMP with rewinding to later points, and standard pruning"
-    table, at = layout.table("table3", title), layout.percents(paper.SPARSITY)
+    table, at = layout.table("table3", title), sparsities(found, layout, paper.SPARSITY)
     layout.add(table, "sparsity, %", at)
     layout.add(table, "full network", {task: found.full(task) for task in at}, quoted("full"))
     tickets = {task: found.cell(task, "IMP", percent) for task, percent in at.items()}
@@ -106,6 +118,11 @@ def _note_sparsities(table: Table, layout: Layout, at: dict[str, float]) -> None
     if other:
         named = ", ".join(other)
         layout.note(table, f"The paper's numbers are those at its own sparsities, in %: {named}.")
+        if layout.sparsity is None:
+            note = (
+                "These tasks have no subnetwork of the paper's sparsity; the table shows the most"
+            )
+            table.notes.append(f"{note} common one, --sparsity any other.")
 
 
 def _rewindings(found: Results) -> list[str]:
@@ -118,7 +135,7 @@ def table4(found: Results, layout: Layout) -> Table:
     """Table 4: the sparsest tickets that reach at least the full network's mean."""
     table = layout.table("table4", "Table 4: winning tickets by the strict rule")
     best = {task: sparsest(found, task, "strict") for task in layout.tasks}
-    at = layout.percents(paper.STRICT_SPARSITY)
+    at = sparsities(found, layout, paper.STRICT_SPARSITY)
     winners = {t: found.cell(t, "IMP", p) for t, p in best.items() if isinstance(p, float)}
     layout.add(table, "full network", {task: found.full(task) for task in at}, quoted("full"))
     layout.add(table, "sparsest winning ticket, %", best, paper.STRICT_SPARSITY)

@@ -3,7 +3,6 @@
 if __name__ == "__main__":
     import _root  # noqa: F401
 
-import argparse
 import dataclasses
 from pathlib import Path
 
@@ -95,7 +94,7 @@ def export(mask_file: Path, source: str, out: Path, cache_dir: str | None) -> No
 
 def main(argv: list[str] | None = None) -> None:
     """Export the ticket and print the files written."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.OneLineParser(__doc__)
     add = parser.add_argument
     add("mask", type=Path, help="mask file, such as checkpoint-STEP/mask.pt of an IMP run")
     add("out", type=Path, help="folder to write; must not exist")

@@ -1,5 +1,6 @@
 """Tables of measured and quoted numbers, and their text as Markdown, CSV and LaTeX."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -9,7 +10,11 @@ from experiments import paper
 from experiments.results import Cell
 
 DASH = "-"  # text of a cell without data
-LATEX = str.maketrans({"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$"})
+PAPER = "  paper"  # label of the paper's numbers, below those of the runs
+LATEX = str.maketrans({c: rf"\{c}" for c in "%_&#${}"})
+LATEX |= str.maketrans({"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"})
+LATEX |= str.maketrans({c: f"${math}$" for c, math in {"<": "<", ">": ">", "±": r"\pm"}.items()})
+MATH = re.compile(r"(f\(.*?\)|theta_0'*|(?<!\w)-?\d+\.\d+(?: ± \d+\.\d+)?)")  # in LaTeX
 Value = Cell | float | str | None  # scores, a sparsity or a verdict (bool), text, no data
 ByTask = Mapping[str, Value]
 
@@ -29,6 +34,10 @@ def show(value: Value, digits: int, bold: str = "{}") -> str:
     return f"{value:g}" if isinstance(value, int | float) else value or DASH
 
 
+def _measured(value: Value) -> bool:
+    return isinstance(value, str) or (isinstance(value, Cell) and value.n > 0)
+
+
 @dataclass
 class Table:
     """Rows of values under a header; header[0] is the header of the row labels."""
@@ -46,7 +55,23 @@ class Table:
 
     def measured(self) -> bool:
         """Return whether any cell holds a measurement."""
-        return any(isinstance(v, Cell) and v.n > 0 for _, values in self.rows for v in values)
+        return any(_measured(value) for _, values in self.rows for value in values)
+
+    def drop_empty(self, columns: bool) -> None:
+        """Remove rows without a value and, if asked, columns without a measurement."""
+        below = [label for label, _ in self.rows[1:]] + [""]
+        lines = zip(self.rows, below, strict=True)
+        self.rows = [
+            row for row, after in lines if PAPER in (row[0], after) or set(row[1]) != {None}
+        ]
+        if columns:
+            kept = [
+                at
+                for at in range(len(self.header) - 1)
+                if any(_measured(values[at]) for _, values in self.rows)
+            ]
+            self.header = [self.header[0], *(self.header[1 + at] for at in kept)]
+            self.rows = [(label, [values[at] for at in kept]) for label, values in self.rows]
 
     def texts(self, bold: str) -> list[list[str]]:
         """Return label and texts of each row."""
@@ -60,11 +85,13 @@ class Layout:
     tasks: tuple[str, ...] = paper.TASKS
     with_paper: bool = True
     sparsity: float | None = None  # percent; None: the paper's, for each task and table
+    transfer: float = float(paper.TRANSFER_SPARSITY)  # percent, without a `sparsity`
+    named: bool = True  # the user named the tasks: their columns stay if they are empty
 
     @property
     def transfer_percent(self) -> float:
         """The sparsity in percent of the masks that move between tasks."""
-        return self.sparsity or float(paper.TRANSFER_SPARSITY)
+        return self.sparsity or self.transfer
 
     def percents(self, default: Mapping[str, int]) -> dict[str, float]:
         """Return the sparsity in percent of each task: the user's, else `default`'s."""
@@ -79,7 +106,7 @@ class Layout:
         """Append a row and, if they are printed, the paper's numbers below it."""
         table.add(label, map(values.get, self.tasks))
         if quoted and self.with_paper:
-            table.add("  paper", map(quoted.get, self.tasks))
+            table.add(PAPER, map(quoted.get, self.tasks))
 
     def note(self, table: Table, text: str) -> None:
         """Add a note on the paper's numbers, if they are printed."""
@@ -96,13 +123,19 @@ def markdown(table: Table) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """Return one line per cell: row, column, mean, std, seeds (unrounded, or empty), dark, text."""
+    """Return one line per cell: row, column, mean, std, seeds (unrounded, or empty), dark, text.
+
+    Rows of the paper have the label of the row above them.
+    """
     lines: list[list[object]] = []
-    for label, values in table.rows:
+    above = ""
+    for own, values in table.rows:
+        label = f"paper: {above}" if own == PAPER else own
+        above = own
         for column, value in zip(table.header[1:], values, strict=True):
             numbers: list[object] = ["", "", ""]
-            if isinstance(value, Cell) and value.n:
-                numbers = [value.mean, "" if value.std is None else value.std, value.n]
+            if isinstance(value, Cell):
+                numbers = [value.mean, "" if value.std is None else value.std, value.n or ""]
             dark = isinstance(value, Cell) and value.dark
             lines.append([label, column, *numbers, int(dark), show(value, table.digits)])
     columns = ["row", "column", "mean", "std", "seeds", "dark", "text"]
@@ -111,7 +144,7 @@ def comma_separated(table: Table) -> str:
 
 def latex(table: Table) -> str:
     """Return a booktabs table."""
-    rows = [table.header, *table.texts(bold=r"\textbf{{{}}}")]
+    rows = [table.header, *table.texts(bold="**{}")]
     header, *body = (" & ".join(map(_tex, row)) + r" \\" for row in rows)
     columns = "l" + "r" * (len(table.header) - 1)
     top = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(table.title)}}}"]
@@ -121,4 +154,13 @@ def latex(table: Table) -> str:
 
 
 def _tex(text: str) -> str:
-    return "--" if text == DASH else text.translate(LATEX)
+    """Return text as LaTeX, formulas and scores in math mode; `**` before it makes it bold."""
+    if text == DASH:
+        return "--"
+    parts = MATH.split(text.removeprefix("**"))  # formulas are at odd positions
+    parts[::2] = [part.translate(LATEX).replace("  ", r"\quad ") for part in parts[::2]]
+    for at in range(1, len(parts), 2):
+        formula = parts[at].replace("theta", r"\theta").replace("±", r"\pm")
+        parts[at] = "$" + re.sub(r"m_(\w+)", r"m_{\\mathrm{\1}}", formula) + "$"
+    inner = "".join(parts)
+    return rf"\textbf{{\boldmath {inner}}}" if text.startswith("**") else inner

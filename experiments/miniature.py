@@ -3,7 +3,6 @@
 if __name__ == "__main__":
     import _root  # noqa: F401
 
-import argparse
 import itertools
 import json
 import random
@@ -138,9 +137,9 @@ def build(folder: Path, language: Language) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Write the miniature and describe it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.OneLineParser(__doc__)
     parser.add_argument("folder", type=Path, help="where to write")
-    parser.add_argument("--seed", type=int, default=1, help="seed of all sentences (default: 1)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of all sentences")
     args = parser.parse_args(argv)
     language = Language(args.seed)
     build(args.folder, language)

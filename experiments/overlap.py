@@ -12,7 +12,7 @@ import pandas as pd
 
 from experiments import paper
 from experiments.markup import Layout, Table
-from experiments.results import Cell, rewinding_label
+from experiments.results import Cell, most_common, rewinding_label
 from utils import files, schema
 from utils.errors import UserError
 from utils.pruning.origin import Origin
@@ -154,7 +154,8 @@ def _mean(counts: list[pd.DataFrame], measure: Measure) -> Cell | None:
 
 def tables(masks: list[MaskFile], layout: Layout) -> list[Table]:
     """Return the overlap between tasks, in all, by layer and by kind, and with OMP by sparsity."""
-    percent = layout.transfer_percent
+    found = [mask.percent for mask in masks if mask.source in layout.tasks]
+    percent = layout.sparsity or most_common(found, float(paper.TRANSFER_SPARSITY))
     sources = [s for s in (*layout.tasks, paper.OMP) if _by_seed(masks, s, percent)]
     title = f"Overlap of {percent:g} % masks"
     header = ["", *(paper.SOURCES[source] for source in sources)]

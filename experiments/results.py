@@ -4,6 +4,8 @@ Scores of different recipes (Table 1's settings) are neither averaged nor compar
 """
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,9 +103,26 @@ class Results:
             check_recipe(task, self.rows.loc[list(used)])
         return Cell.of(found["score"].tolist(), from_rounds=not trained.any())
 
+    def percent(self, tasks: Iterable[str], default: float, own: bool) -> float:
+        """Return the `most_common` sparsity of the subnetworks trained on `tasks`.
+
+        Rounds of IMP count if there is no separate training. `own`: masks of another task do not.
+        """
+        rows = self.rows[self.rows["task"].isin(tasks) & (self.rows["source"] != "")]
+        if own:
+            rows = rows[(rows["source"] != "imp") | (rows["source_task"] == rows["task"])]
+        trained = rows["method"] == "train"
+        return most_common(rows["percent"][trained | ~trained.any()], default)
+
     def full(self, task: str) -> Cell | None:
         """Return f(x, theta_0)."""
         return self.cell(task, FULL, 0.0)
+
+
+def most_common(percents: Iterable[float], default: float) -> float:
+    """Return `default` if it is among `percents`, else the most common, of equals the nearest."""
+    counts = {default: 0} | Counter(percents)
+    return default if counts[default] else max(counts, key=lambda p: (counts[p], -abs(p - default)))
 
 
 def read(folder: Path, as_released: bool = False) -> Results:

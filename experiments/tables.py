@@ -5,6 +5,7 @@ if __name__ == "__main__":
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from experiments import builders, markup, overlap, paper, results
@@ -44,14 +45,20 @@ def build(
     Raises UserError if there are no results, or those of one task have different recipes.
     """
     found = results.read(folder, as_released)
+    transfer = found.percent(layout.tasks, layout.transfer, own=False)
+    layout = replace(layout, transfer=transfer)
     wanted = only or [*BUILDERS, OVERLAP]
     tables = [builder(found, layout) for name, builder in BUILDERS.items() if name in wanted]
     if OVERLAP in wanted:
         tables += overlap_tables(folder, found, layout, as_released)
     tables = [table for table in tables if table.measured()]
+    for table in tables:
+        table.drop_empty(columns=not layout.named)
     names = [table.name for table in tables]
     if "figure2" in names and layout.with_paper:
-        tables.insert(names.index("figure2") + 1, builders.figure2_paper(layout))
+        header = tables[at := names.index("figure2")].header
+        shown = tuple(task for task in layout.tasks if paper.NAMES[task] in header)
+        tables.insert(at + 1, builders.figure2_paper(replace(layout, tasks=shown)))
     return tables, found
 
 
@@ -71,12 +78,14 @@ def write(tables: list[Table], notices: list[str], out: Path) -> str:
 
 def parser(description: str | None, what: str) -> argparse.ArgumentParser:
     """Return the flags that tables.py and figures.py share; `what` they write."""
-    made = argparse.ArgumentParser(description=description)
+    made = cli.OneLineParser(description)
     add = made.add_argument
     add("folder", type=Path, help="folder below which every results.jsonl and mask is read")
     add("--out", type=Path, help=f"where to write the {what} (default, ours: FOLDER/{what})")
     add("--tasks", nargs="+", metavar="TASK", help="tasks (default: the paper's eleven)")
-    which = "sparsity of the subnetworks compared, 0 to 1 (default: the paper's for each table)"
+    which = (
+        "sparsity of the subnetworks compared, 0 to 1 (default: the paper's, or the most common)"
+    )
     add("--sparsity", type=float, metavar="S", help=which)
     add("--as_released", action="store_true", help="use the masks found with --as_released instead")
     add("--no_paper", action="store_true", help="leave out the paper's numbers")
@@ -91,7 +100,7 @@ def layout_of(tasks: list[str] | None, sparsity: float | None, with_paper: bool)
     if sparsity is not None and not 0 < sparsity < 1:
         raise UserError(f"--sparsity {sparsity:g} must be between 0 and 1, such as 0.7")
     percent = None if sparsity is None else round(100 * sparsity, 1)
-    return Layout(paper.task_keys(tasks), with_paper, percent)
+    return Layout(paper.task_keys(tasks), with_paper, percent, named=bool(tasks))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,7 +3,6 @@
 if __name__ == "__main__":
     import _root  # noqa: F401
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -42,22 +41,27 @@ def _shown(cell: Cell) -> str:
 
 def report(found: Results, layout: Layout) -> str:
     """Return a line per claim below a line of counts."""
-    percent = layout.transfer_percent
-    made = [(task, *claim) for task in layout.tasks for claim in claims(found, task, percent)]
+    at = builders.sparsities(found, layout, paper.SPARSITY)
+    at = {t: p for t, p in at.items() if layout.named or t in set(found.rows["task"])}
+    made = [
+        (task, *claim) for task, percent in at.items() for claim in claims(found, task, percent)
+    ]
     verdicts = [verdict for _, verdict, _ in made]
     counts = [f"{verdicts.count(v)} {word}" for v, word in WORDS.items() if v in verdicts]
-    lines = [f"Table 2's claims at {percent:g} % sparsity: {', '.join(counts)}"]
+    percents = ", ".join(f"{percent:g}" for percent in sorted(set(at.values())))
+    lines = [f"Table 2's claims at {percents} % sparsity: {', '.join(counts)}"]
     lines += [f"{WORDS[verdict]:>11}  {paper.NAMES[t]}: {claim}" for t, verdict, claim in made]
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Print the report."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.OneLineParser(__doc__)
     add = parser.add_argument
     add("folder", type=Path, help="folder below which every results.jsonl is read")
     add("--tasks", nargs="+", metavar="TASK", help="tasks (default: the paper's eleven)")
-    add("--sparsity", type=float, default=0.5, help="of the masks, 0 to 1 (default: 0.5)")
+    text = "of the masks, 0 to 1 (default: the paper's, or the most common)"
+    add("--sparsity", type=float, help=text)
     args = parser.parse_args(argv)
     layout = tables.layout_of(args.tasks, args.sparsity, with_paper=False)
     print(report(results.read(args.folder), layout))

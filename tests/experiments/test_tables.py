@@ -11,7 +11,7 @@ import pytest
 import torch
 from results_tree import OMP_INFO, mask_info, row, save_mask, small_mask, trainings, write_rows
 
-from experiments import builders, markup, overlap, paper, results, tables
+from experiments import builders, markup, overlap, paper, results, tables, verdict
 from experiments.markup import Layout
 from experiments.results import Cell
 from utils.errors import UserError
@@ -241,10 +241,8 @@ def test_figure2_differences_dark_cells_and_counts(transfers):
     assert "| STS-B | **-1.50 ± 0.71 (2)** | -10.50 ± 0.71 (2) | - | 1 of 2 |" in markup.markdown(
         table
     )
-    assert (
-        r"STS-B & \textbf{-1.50 $\pm$ 0.71 (2)} & -10.50 $\pm$ 0.71 (2) & -- & 1 of 2 \\"
-        in markup.latex(table)
-    )
+    bold = r"\textbf{\boldmath $-1.50 \pm 0.71$ (2)}"
+    assert rf"STS-B & {bold} & $-10.50 \pm 0.71$ (2) & -- & 1 of 2 \\" in markup.latex(table)
 
 
 def test_the_papers_figure2_under_the_same_rule():
@@ -512,10 +510,8 @@ def test_the_command_writes_markdown_csv_and_latex(stsb, tmp_path):
         "half-written last line" in done.stderr
         and "half-written last line" in (out / "tables.md").read_text()
     )
-    assert (
-        r"IMP f(x, m\_IMP, theta\_0) & 88.1 $\pm$ 0.2 (3) & -- \\"
-        in (out / "table2.tex").read_text()
-    )
+    label = r"IMP $f(x, m_{\mathrm{IMP}}, \theta_0)$"
+    assert rf"{label} & $88.1 \pm 0.2$ (3) & -- \\" in (out / "table2.tex").read_text()
     with open(out / "table2.csv", newline="") as file:
         cells = {(r["row"], r["column"]): r for r in csv.DictReader(file)}
     cell = cells["full network f(x, theta_0)", "STS-B"]
@@ -525,6 +521,96 @@ def test_the_command_writes_markdown_csv_and_latex(stsb, tmp_path):
         "3",
     )
     assert cells["full network f(x, theta_0)", "SST-2"]["text"] == "-"
+    cell = cells["paper: full network f(x, theta_0)", "STS-B"]
+    assert [cell[key] for key in ("mean", "std", "seeds", "text")] == [
+        *("88.4", "0.3", "", "88.4 ± 0.3")
+    ]
+    assert all(row.strip() != "paper" for row, _ in cells)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a_b & 5 % #1 $x {y}", r"a\_b \& 5 \% \#1 \$x \{y\}"),
+        ("source \\ target ~ ^", r"source \textbackslash{} target \textasciitilde{} \^{}"),
+        ("OMP of theta_0", r"OMP of $\theta_0$"),
+        ("mean >= nan ± nan", r"mean $>$= nan $\pm$ nan"),
+    ],
+)
+def test_latex_escapes_text_and_sets_formulas_in_math_mode(text, expected):
+    table = markup.Table("name", text, [text, text], rows=[(text, [text])])
+    written = markup.latex(table)
+    assert rf"\caption{{{expected}}}" in written
+    assert written.count(rf"{expected} & {expected} \\") == 2
+
+
+def at_sparsity(task: str, trained: list[float], rounds: list[float], source: str = "") -> list:
+    """Return rows of a full network, of subnetworks trained at these sparsities, and of rounds."""
+    rows = trainings(task, [80.0, 81.0])
+    for sparsity in trained:
+        rows += trainings(task, [70.0, 71.0], imp(source or task, sparsity))
+    for sparsity in rounds:
+        rows += trainings(task, [60.0, 61.0], imp(task, sparsity), method="imp")
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("trained", "rounds", "percent"),
+    [
+        ([0.3], [0.1, 0.5, 0.9], "30"),  # plan.py table2 --sparsity 0.3
+        ([0.3, 0.5], [0.1, 0.5], "50"),  # the paper's
+        ([0.3, 0.3, 0.7], [0.5], "30"),  # most runs
+        ([0.1, 0.7], [], "70"),  # the nearest
+        ([], [0.1, 0.2], "20"),
+        ([], [], "50"),
+    ],
+)
+def test_the_tables_use_the_sparsities_found(tmp_path, trained, rounds, percent):
+    write_rows(tmp_path, at_sparsity("sts-b", trained, rounds))
+    made, _ = built(tmp_path, "sts-b", only=["table2", "table3"])
+    for table in made:
+        assert shown(table, "sparsity, %", "STS-B") == percent
+        assert any("the most common" in note for note in table.notes) == (percent != "50")
+        label = "rewind 0 %" if table.name == "table3" else "IMP f(x, m_IMP, theta_0)"
+        assert (shown(table, label, "STS-B") == "-") == (not trained + rounds)
+    found = results.read(tmp_path)
+    asked = builders.table2(found, layout("sts-b", sparsity=70.0))
+    assert shown(asked, "sparsity, %", "STS-B") == "70"
+    assert not any("the most common" in note for note in asked.notes)
+
+
+def test_transfers_use_the_sparsity_found_and_other_tables_the_tasks_own(tmp_path):
+    rows = at_sparsity("sts-b", [0.2, 0.5], []) + at_sparsity("sts-b", [0.5], [], source="rte")
+    write_rows(tmp_path, rows)
+    for seed in (1, 2):
+        save_mask(tmp_path / f"{seed}", small_mask(0.4, seed), mask_info("sts-b", 0.4, seed))
+    made, _ = built(tmp_path, "sts-b", "rte", only=["figure2", "figure_overlap"])
+    titles = [table.title for table in made]
+    assert "transfer of 50 % subnetworks" in titles[0]
+    assert titles[2].startswith("Overlap of 40 % masks")
+
+
+def test_columns_and_rows_without_a_run_are_left_out(tmp_path, capsys):
+    write_rows(tmp_path, at_sparsity("rte", [0.6], []))
+    tables.main([str(tmp_path), "--only", "table2", "figure2"])
+    table2, figure2, theirs = capsys.readouterr().out.split("###")[1:]
+    assert "|  | RTE |\n" in table2 and "| IMP f(x, m_IMP, theta_0) | 70.5" in table2
+    assert "random mask f(x, m_RP, theta_0) | - |\n|   paper | 56.0 |" in table2
+    assert "one-shot" not in table2  # no number of the paper either
+    assert "| RTE | dark |" in figure2 and "CoLA" not in figure2
+    assert "| RTE | dark |" in theirs and "| CoLA | -10.56 |" in theirs
+    tables.main([str(tmp_path), "--only", "table2", "--no_paper"])
+    assert "m_RP" not in capsys.readouterr().out
+    tables.main([str(tmp_path), "--only", "table2", "--tasks", "cola", "rte"])
+    assert "|  | CoLA | RTE |" in capsys.readouterr().out
+
+
+def test_the_claims_use_the_sparsities_found(tmp_path, capsys):
+    write_rows(tmp_path, at_sparsity("rte", [0.3], [0.6]))
+    verdict.main([str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert printed.startswith("Table 2's claims at 30 % sparsity: 1 NOT shown\n")
+    assert "MNLI" not in printed
 
 
 def test_no_paper_leaves_out_its_numbers(stsb, capsys):
