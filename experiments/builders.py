@@ -153,7 +153,7 @@ def _transfers(found: Results, layout: Layout, kind: str, **wanted: Any) -> Cell
     """
     cells: Cells = {}
     for task in layout.tasks:
-        cell, full = found.cell(task, kind, layout.transfer_percent, **wanted), found.full(task)
+        full, cell = found.full(task), found.cell(task, kind, layout.transfer_percent, **wanted)
         cells[task] = replace(cell, mean=cell.mean - full.mean) if cell and full else None
     return cells
 

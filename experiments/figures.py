@@ -8,6 +8,7 @@ if __name__ == "__main__":
 import importlib.util
 import itertools
 import math
+import os
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from utils.errors import UserError
 
 INSTALLED = importlib.util.find_spec("matplotlib") is not None
 if INSTALLED:
+    os.environ["MPLBACKEND"] = "agg"  # no figure is shown; another backend may be missing
     import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -71,7 +73,7 @@ def transfers(table: Table) -> Figure:
 
 
 def shares(table: Table) -> Figure:
-    """Draw overlap as a shaded matrix; the colours of cividis also differ in grey."""
+    """Draw overlaps of pairs as a shaded matrix; the colours of cividis also differ in grey."""
     columns = table.header[1:]
     figure, [axes] = _subplots(1, 1, 2.2 + 0.45 * len(columns), 1.1 + 0.28 * len(table.rows))
     cells = [_cells(values) for _, values in table.rows]
@@ -141,7 +143,9 @@ def _curves(axes: Axes, lines: Lines, unit: float = 1.0) -> None:
             means = [cell.mean / unit for cell in cells.values()]
             spread = [(cell.std or 0.0) / unit for cell in cells.values()]
             look: dict[str, Any] = dict(zip(("color", "marker", "linestyle"), style, strict=True))
-            look |= {"markersize": 3.5, "linewidth": 1.1, "elinewidth": 0.7, "capsize": 1.5}
+            look |= {"linewidth": 1.1, "elinewidth": 0.7, "capsize": 1.5}
+            # open, and smaller from line to line: points at one place stay visible
+            look |= {"markerfacecolor": "none", "markersize": 8 - 5 * STYLES.index(style) / 10}
             axes.errorbar(list(cells), means, yerr=spread, label=label, **look)
 
 
@@ -220,11 +224,11 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("matplotlib is not installed; pip install -r requirements-figures.txt")
     layout = tables.layout_of(args.tasks, args.sparsity, not args.no_paper)
     out = args.out or args.folder / "figures"
-    out.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(SETTINGS):
         for name, figure in draw(args.folder, layout, args.as_released).items():
             for suffix in ("png", "pdf"):
-                figure.savefig(out / f"{name}.{suffix}", dpi=DPI)
+                with files.atomic_file(out / f"{name}.{suffix}") as temporary:
+                    figure.savefig(temporary, dpi=DPI, format=suffix)
             print(out / f"{name}.png")
 
 

@@ -1,19 +1,22 @@
-"""Overlap of masks, in all, by layer and by kind of matrix: intersection over union."""
+"""Overlap of masks, in all, by layer and by kind of matrix: intersection over union, cosine."""
+
+if __name__ == "__main__":
+    import _root  # noqa: F401
 
 import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations, combinations_with_replacement, product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from experiments import paper
+from experiments import markup, paper
 from experiments.markup import Layout, Table
 from experiments.results import Cell, most_common, rewinding_label
-from utils import files, schema
+from utils import cli, files, schema
 from utils.errors import UserError
 from utils.pruning.origin import Origin
 
@@ -169,24 +172,22 @@ def tables(masks: list[MaskFile], layout: Layout) -> list[Table]:
         "Masks of one seed, averaged over seeds (in brackets: pairs); a task with itself: "
         f"different seeds. Two random masks would share {100 * keep / (2 - keep):.1f} %."
     )
-    tasks = [source for source in sources if source != paper.OMP]
     counts = {
-        task: [each for o in tasks if o != task for each in pairs(masks, task, o, percent)]
-        for task in tasks
+        f"{paper.SOURCES[one]}, {paper.SOURCES[other]}": pairs(masks, one, other, percent)
+        for one, other in combinations_with_replacement(sources, 2)
     }
     parts = [_by_part(counts, title, part) for part in ("layer", "kind")]
     return [whole, *parts, _with_omp(masks, layout)]
 
 
 def _by_part(counts: dict[str, list[pd.DataFrame]], title: str, column: str) -> Table:
-    """Return the overlap of each task with the others, with a row per layer or kind of matrix."""
-    names = [paper.NAMES[task] for task in counts]
-    table = Table(f"overlap_by_{column}", f"{title} by {column}", ["", *names])
+    """Return the overlap of each pair, with a column per layer or kind of matrix."""
     parts = dict.fromkeys(part for own in counts.values() for each in own for part in each[column])
-    for part in parts:
-        chosen = ([each[each[column] == part] for each in own] for own in counts.values())
-        table.add(part, [_mean(own, iou) for own in chosen])
-    table.notes.append("Mean over the other tasks; in brackets: pairs of masks.")
+    table = Table(f"overlap_by_{column}", f"{title} by {column}", ["", *parts])
+    for label, own in counts.items():
+        if own:
+            cells = [_mean([each[each[column] == part] for each in own], iou) for part in parts]
+            table.add(label, cells)
     return table
 
 
@@ -203,3 +204,42 @@ def _with_omp(masks: list[MaskFile], layout: Layout) -> Table:
     table.notes.append("Two random masks of sparsity s have the cosine 1 - s.")
     layout.note(table, "Essential Sparsity (2023) reports a cosine over 0.96 at 10 to 40 %.")
     return table
+
+
+def compare(one: Path, other: Path) -> Table:
+    """Return sparsities and overlap of two masks: files or exported folders of any model.
+
+    Raises UserError for a file that is no mask and for masks of different architectures.
+    """
+    from utils.pruning import mask_files  # imports torch
+
+    a, b = mask_files.load(one), mask_files.load(other)
+    if {key: keep.shape for key, keep in a.items()} != {key: keep.shape for key, keep in b.items()}:
+        remedy = "give masks of one model"
+        raise UserError(f"{one} and {other} are masks of different architectures; {remedy}")
+    each = ((key, (a[key] & b[key], a[key], b[key], a[key] | True)) for key in a)
+    rows = [(*_part(key), *(int(keep.sum()) for keep in keeps)) for key, keeps in each]
+    counts = pd.DataFrame(rows, columns=["layer", "kind", *COUNTS, "size"])
+    header = ["", "sparsity, %", "sparsity of the second, %", "shared (IoU), %", "cosine x 100"]
+    table = Table("overlap", f"Overlap of {one} and {other}", header, digits=2)
+    by_part = [counts.groupby(part, sort=False) for part in ("layer", "kind")]
+    for label, group in {"all": counts, **dict([*by_part[0], *by_part[1]])}.items():
+        both, first, second, size = group[[*COUNTS, "size"]].sum().tolist()
+        sparsities = (100 * (1 - kept / size) for kept in (first, second))
+        numbers = (*sparsities, iou(both, first, second), cosine(both, first, second))
+        table.add(label, [Cell(number, None, n=0) for number in numbers])
+    table.notes.append("Shared: weights kept by both, % of those kept by either.")
+    return table
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the overlap of two masks."""
+    parser = cli.OneLineParser("Compare two masks: sparsities and overlap, by layer and by kind.")
+    for name in ("first", "second"):
+        parser.add_argument(name, type=Path, help="mask.pt, or a folder of export_ticket.py")
+    args = parser.parse_args(argv)
+    print(markup.markdown(compare(args.first, args.second)), end="")
+
+
+if __name__ == "__main__":
+    cli.run(main)

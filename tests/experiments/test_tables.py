@@ -376,13 +376,18 @@ def test_overlap_counts_weights_kept_by_both(tmp_path):
     both, either = (
         sum(int(op(a[k], b[k]).sum()) for k in keys) for op in (torch.logical_and, torch.logical_or)
     )
-    assert dict(by_layer.rows)["layer 1"][0].mean == pytest.approx(100 * both / either)
-    assert [name for name, _ in by_layer.rows] == ["layer 0", "layer 1", "pooler"]
+    pair = dict(by_layer.rows)["STS-B, RTE"]
+    assert pair[by_layer.header.index("layer 1") - 1].mean == pytest.approx(100 * both / either)
+    assert by_layer.header == ["", "layer 0", "layer 1", "pooler"]
+    omp = [f"{task}, OMP of theta_0" for task in ("STS-B", "RTE")]
+    assert [name for name, _ in by_layer.rows] == ["STS-B, RTE", *omp]
     key = [k for k in a if k.endswith("attention.output.dense.weight_mask")]
     both, either = (
         sum(int(op(a[k], b[k]).sum()) for k in key) for op in (torch.logical_and, torch.logical_or)
     )
-    assert dict(by_kind.rows)["attention output"][1].mean == pytest.approx(100 * both / either)
+    pair = dict(by_kind.rows)["STS-B, RTE"]
+    at = by_kind.header.index("attention output") - 1
+    assert pair[at].mean == pytest.approx(100 * both / either)
     assert markup.show(dict(with_omp.rows)["70 %, cosine x 100"][0], 1) == "100.0 (1)"
 
 

@@ -42,14 +42,17 @@ def save(mask: Mask, path: Path, origin: Origin) -> str:
     return digest
 
 
-def load(path: Path, shapes: Mapping[str, torch.Size]) -> Mask:
+def load(path: Path, shapes: Mapping[str, torch.Size] | None = None) -> Mask:
     """Return the mask in a torch file (bool, int or float) or in a folder of export_ticket.py.
 
-    `shapes` are those of the model's prunable matrices, by name. Raises UserError naming file and
-    key: a missing or unexpected key, a wrong shape, a value other than 0 and 1, a file that is
-    missing, empty, corrupt or holds anything but tensors.
+    `shapes` are those of the model's prunable matrices, by name (None: of any model). Raises
+    UserError naming file and key: a missing or unexpected key, a wrong shape, a value other than 0
+    and 1, a file that is missing, empty, corrupt or holds anything but tensors.
     """
-    mask = unpack_mask(path) if path.is_dir() else load_tensors(path, "mask")
+    packed = path.is_dir() or path.suffix == Path(files.PACKED_MASK).suffix
+    mask = unpack_mask(path) if packed else load_tensors(path, "mask")
+    if shapes is None:
+        shapes = {k.removesuffix(SUFFIX): v.shape for k, v in mask.items() if k.endswith(SUFFIX)}
     expected = {name + SUFFIX: shape for name, shape in shapes.items()}
     missing = [key for key in expected if key not in mask]
     unexpected = sorted(set(mask) - set(expected))
