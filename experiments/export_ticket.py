@@ -39,13 +39,29 @@ It is not trained on any task: fine-tune it with its mask fixed.
 |---|---|
 {table}
 
-The weights, without their mask:
-
-    from transformers import BertModel
-    model = BertModel.from_pretrained("{name}")
-
 The mask is in `{mask}`: `numpy.packbits` of each flattened matrix, with the shapes in the \
-metadata. The reproduction's scripts accept this folder as a mask:
+metadata. `BertModel.from_pretrained("{name}")` loads the weights alone. This loads them with \
+the mask, which stays fixed while you train `model`:
+
+    import json
+    import math
+
+    import numpy as np
+    import torch
+    from safetensors import safe_open
+    from torch.nn.utils import prune
+    from transformers import AutoTokenizer, BertForSequenceClassification
+
+    tokenizer = AutoTokenizer.from_pretrained("{name}")
+    model = BertForSequenceClassification.from_pretrained("{name}", num_labels=2)
+    with safe_open("{name}/{mask}", framework="numpy") as file:
+        for key, shape in json.loads(file.metadata()["{shapes}"]).items():
+            bits = np.unpackbits(file.get_tensor(key), count=math.prod(shape))
+            module = model.get_submodule(key.removesuffix(".{suffix}"))
+            prune.custom_from_mask(module, "weight", torch.from_numpy(bits).view(shape))
+
+After training, `prune.remove(module, "weight")` makes the zeros of each module permanent. The \
+reproduction's scripts accept this folder as a mask:
 
     python glue_trans.py --dir pre --model_name_or_path {model} --mask_dir {name} ...
 """
@@ -66,6 +82,7 @@ def card(origin: Origin, name: str, model: str, matrices: int) -> str:
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value is not None)
     where = {"found_on": f", found on {task}" if task else "", "mask": files.PACKED_MASK}
+    where |= {"shapes": mask_files.SHAPES, "suffix": masks.SUFFIX.removeprefix(".")}
     return CARD.format(sparsity=origin.sparsity, table=table, name=name, model=model, **where)
 
 

@@ -75,7 +75,8 @@ def transfers(table: Table) -> Figure:
 def shares(table: Table) -> Figure:
     """Draw overlaps of pairs as a shaded matrix; the colours of cividis also differ in grey."""
     columns = table.header[1:]
-    figure, [axes] = _subplots(1, 1, 2.2 + 0.45 * len(columns), 1.1 + 0.28 * len(table.rows))
+    height = max(2.2, 1.1 + 0.28 * len(table.rows))
+    figure, [axes] = _subplots(1, 1, 2.2 + 0.45 * len(columns), height)
     cells = [_cells(values) for _, values in table.rows]
     numbers = [[cell.mean if cell else math.nan for cell in row] for row in cells]
     image = axes.imshow(numbers, cmap="cividis", aspect="auto")
@@ -145,7 +146,7 @@ def _curves(axes: Axes, lines: Lines, unit: float = 1.0) -> None:
             look: dict[str, Any] = dict(zip(("color", "marker", "linestyle"), style, strict=True))
             look |= {"linewidth": 1.1, "elinewidth": 0.7, "capsize": 1.5}
             # open, and smaller from line to line: points at one place stay visible
-            look |= {"markerfacecolor": "none", "markersize": 8 - 5 * STYLES.index(style) / 10}
+            look |= {"markerfacecolor": "none", "markersize": 1 + 8 * 0.8 ** STYLES.index(style)}
             axes.errorbar(list(cells), means, yerr=spread, label=label, **look)
 
 

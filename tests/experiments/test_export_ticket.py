@@ -1,11 +1,13 @@
 """Exported tickets: what a user of stock transformers loads, the mask, and the model card."""
 
 import json
+import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 from results_tree import mask_info, small_mask
+from torch.nn.utils import prune
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from experiments import export_ticket
@@ -90,6 +92,32 @@ def test_the_card_says_where_the_ticket_comes_from(model, exported):
         "13 weight matrices",
     ):
         assert line in text
+
+
+def test_the_snippet_of_the_card_trains_under_the_mask(exported, monkeypatch):
+    monkeypatch.chdir(exported.parent)
+    lines = (exported / "README.md").read_text().splitlines()
+    first = lines.index("    import json")
+    last = next(at for at in range(first, len(lines)) if lines[at] and lines[at][0] != " ")
+    exec(textwrap.dedent("\n".join(lines[first:last])), names := {})
+    model, tokenizer = names["model"], names["tokenizer"]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    batch = tokenizer(["the ticket wins", "the"], padding=True, return_tensors="pt")
+    for _ in range(3):
+        model(**batch, labels=torch.tensor([0, 1])).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model(**batch)  # the hooks mask the weights in each forward pass
+    for key, keep in small_mask(0.7, 3).items():
+        module = model.get_submodule(key.removesuffix(masks.SUFFIX))
+        assert torch.equal(module.weight != 0, keep), key
+        changed = module.weight_orig != before[key.replace("weight_mask", "weight_orig")]
+        assert changed[keep].any() and module.weight_mask.dtype == torch.float32
+    for module in model.modules():
+        if hasattr(module, "weight_mask"):
+            prune.remove(module, "weight")
+    assert "bert.pooler.dense.weight" in model.state_dict()
 
 
 def test_exporting_the_exported_changes_nothing(model, exported, tmp_path):
