@@ -9,6 +9,7 @@ import importlib.util
 import itertools
 import math
 import os
+import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -226,11 +227,13 @@ def main(argv: list[str] | None = None) -> None:
     layout = tables.layout_of(args.tasks, args.sparsity, not args.no_paper)
     out = args.out or args.folder / "figures"
     with matplotlib.rc_context(SETTINGS):
-        for name, figure in draw(args.folder, layout, args.as_released).items():
+        drawn = draw(args.folder, layout, args.as_released)
+        for name, figure in drawn.items():
             for suffix in ("png", "pdf"):
                 with files.atomic_file(out / f"{name}.{suffix}") as temporary:
                     figure.savefig(temporary, dpi=DPI, format=suffix)
             print(out / f"{name}.png")
+    print(f"{len(drawn)} figures written to {out}", file=sys.stderr)
 
 
 if __name__ == "__main__":

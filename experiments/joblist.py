@@ -6,7 +6,6 @@ if __name__ == "__main__":
 import contextlib
 import fcntl
 import importlib
-import io
 import itertools
 import os
 import re
@@ -35,7 +34,6 @@ ORIGIN_FIELDS = {  # flag of a one-shot script -> field of the Origin that it re
 STATES = ("done", "skipped", "running", "failed", "stopped", "not started", "to come")
 ENDED = re.compile(r"joblist: (?P<state>\w+) after (?P<seconds>\d+) s, run.json (?P<digest>\w+)")
 REMEDY = "remove it or give another output"
-_PARSING = threading.Lock()  # sys.stderr is redirected meanwhile
 
 
 class Job:
@@ -103,11 +101,10 @@ class Job:
             return False
         from utils.runs import folder  # imports torch
 
-        with _PARSING, contextlib.redirect_stderr(io.StringIO()):
-            config = importlib.import_module(script.stem).Config
-            with contextlib.suppress(SystemExit, UserError):
-                given = flag_values(cli.parse(config, None, self.words))
-                return not folder.differences(recorded, given)
+        config = importlib.import_module(script.stem).Config
+        with contextlib.suppress(SystemExit, UserError):
+            given = flag_values(cli.parse(config, None, self.words))
+            return not folder.differences(recorded, given)
         return False
 
     def look(self) -> tuple[str, str]:
@@ -167,7 +164,9 @@ def read(path: Path) -> list[Job]:
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        if any("\0" in line for line in lines):
+            raise ValueError("a null byte")
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot read the list ({error}); make one with plan.py") from error
     jobs: list[Job] = []
     stage, logs = 1, path.with_name(f"{path.name}.logs")

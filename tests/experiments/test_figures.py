@@ -1,5 +1,8 @@
 """Figures from synthetic results: numbers and shades as drawn, and the files written."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,6 +107,25 @@ def test_rewound_subnetworks_have_a_panel_per_source(tree, layout):
     [axes] = figure.axes
     points = [list(zip(*line.get_data(), strict=True)) for line in axes.lines]
     assert axes.get_title(loc="left") == "found on STS-B" and [(0.0, -10.5), (5.0, -4.0)] in points
+
+
+def test_no_marker_hides_another(tmp_path):
+    rows = trainings("rte", [58.0, 59.0], imp("rte", 0.7))
+    rows += trainings("rte", [58.0, 59.0], imp(None, 0.7, method="random"))
+    rows += trainings("rte", [58.0, 59.0], lambda seed: OMP_INFO | {"sparsity": 0.7})
+    write_rows(tmp_path, rows)
+    [axes] = figures.sparsities(results.read(tmp_path), ("rte",)).axes
+    drawn = [line for line in axes.lines if line.get_marker() not in ("None", "_")]
+    assert len({(line.get_marker(), line.get_markersize()) for line in drawn}) == len(drawn) == 3
+    assert {line.get_markerfacecolor() for line in drawn} == {"none"}
+
+
+def test_another_backend_of_matplotlib_does_not_matter(tree, tmp_path):
+    script = Path(figures.__file__)
+    words = [sys.executable, str(script), str(tree), "--tasks", "cola", "--out", str(tmp_path)]
+    environment = os.environ | {"MPLBACKEND": "nonsense"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stderr == f"0 figures written to {tmp_path}\n"
 
 
 def test_the_command_writes_png_and_pdf(tree, tmp_path):
