@@ -148,13 +148,10 @@ class Job:
 
 
 def _same(flag: str, made: str | float, given: str) -> bool:
-    if isinstance(made, str):
-        return made == given
     tolerance = 1e-3 if flag == "--rate" else 0.0  # a mask removes a whole number of weights
-    try:
-        return abs(float(given) - made) <= tolerance
-    except ValueError:
-        return False
+    with contextlib.suppress(ValueError):
+        return made == given or abs(float(given) - float(made)) <= tolerance
+    return False
 
 
 def read(path: Path) -> list[Job]:

@@ -41,11 +41,6 @@ FLAGS = (
     "mlm_probability",
 )
 BATCH_FLAGS = ("per_gpu_train_batch_size", "gradient_accumulation_steps", "processes")
-BATCH = "batch (--per_gpu_train_batch_size x --gradient_accumulation_steps x processes)"
-PRECISION = "precision (--fp16, --bf16, --tf32)"
-LENGTH = "length (--max_steps, --num_train_epochs)"
-ROUND_LENGTH = "length (--save_steps of IMP, --max_steps of a training)"
-RECIPE = [*(f"--{flag}" for flag in FLAGS), BATCH, PRECISION, LENGTH, ROUND_LENGTH]  # columns
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ class Cell:
 class Results:
     """The final rows below one folder, and notices about rows that are left out.
 
-    `rows` has the columns KEY, RECIPE, score (percent points), where (file and line) and folder.
+    `rows` has the columns KEY, recipe, score (percent points), where (file and line) and folder.
     """
 
     def __init__(self, rows: pd.DataFrame, notices: list[str]) -> None:
@@ -153,7 +148,7 @@ def read(folder: Path, as_released: bool = False) -> Results:
                 notices.append(f"{where}: no origin of {record.mask}; in no table")
             if record.final and record.method in ("train", "imp"):
                 found.append(_row(record) | {"where": where, "folder": path.parent})
-    rows = pd.DataFrame(found, columns=[*KEY, *RECIPE, "score", "where", "folder"], dtype=object)
+    rows = pd.DataFrame(found, columns=[*KEY, "recipe", "score", "where", "folder"], dtype=object)
     of_imp = (rows["source"] == "imp") | (rows["method"] == "imp")
     rows = rows[(rows["as_released"] == as_released) | ~of_imp]
     return Results(_without_repetitions(rows, notices), notices)
@@ -176,7 +171,7 @@ def _row(record: EvaluationRecord) -> dict[str, Any]:
         **{"source": source, "source_task": mask.task, "source_seed": source_seed},
         **{"rewinding": rewinding_label(mask), "as_released": bool(mask.as_released)},
         **{"percent": round(100 * record.sparsity, 1), "score": float(record.score or 0.0)},
-        **_recipe(record),
+        "recipe": _recipe(record),
     }
 
 
@@ -201,28 +196,32 @@ def _recipe(record: EvaluationRecord) -> dict[str, Any]:
         stated["--model_name_or_path"] = str(model)
     sizes = [args.get(flag) or 1 for flag in BATCH_FLAGS]
     if BATCH_FLAGS[0] in args and all(isinstance(size, int) for size in sizes):
-        stated[BATCH] = math.prod(sizes)  # 2 processes of 8 rows are 1 of 16
+        name = "batch (--per_gpu_train_batch_size x --gradient_accumulation_steps x processes)"
+        stated[name] = math.prod(sizes)  # 2 processes of 8 rows are 1 of 16
     if "bf16" in args:
-        stated[PRECISION] = next((p for p in ("fp16", "bf16", "tf32") if args.get(p)), "fp32")
+        name = "precision (--fp16, --bf16, --tf32)"
+        stated[name] = next((p for p in ("fp16", "bf16", "tf32") if args.get(p)), "fp32")
     steps, epochs = args.get("max_steps"), args.get("num_train_epochs")
+    length = "length (--max_steps, --num_train_epochs)"
+    round_length = "length (--save_steps of IMP, --max_steps of a training)"
     if record.method == "imp":
         if record.round:
-            stated[ROUND_LENGTH] = f"{record.step / record.round:.12g} steps"
+            stated[round_length] = f"{record.step / record.round:.12g} steps"
     elif isinstance(steps, int) and steps > 0:
-        stated[LENGTH], stated[ROUND_LENGTH] = f"{steps} steps", f"{steps:.12g} steps"
+        stated[length], stated[round_length] = f"{steps} steps", f"{steps:.12g} steps"
     elif isinstance(epochs, int | float):
-        stated[LENGTH] = f"{epochs:g} epochs"
-    return {k: v if isinstance(v, str | int | float) else str(v) for k, v in stated.items()}
+        stated[length] = f"{epochs:g} epochs"
+    return stated
 
 
 def _difference(rows: pd.DataFrame) -> str | None:
     """Return the first difference between the recipes of these rows, None if they agree."""
-    for name in RECIPE:
-        stated = rows[name].dropna().drop_duplicates()
-        if len(stated) > 1:
-            one, other = stated.iloc[:2]
-            there, here = rows.loc[stated.index[:2], "folder"]
-            return f"{name} is {one} in {there} and {other} in {here}"
+    first: dict[str, tuple[Any, Path]] = {}
+    for recipe, here in zip(rows["recipe"], rows["folder"], strict=True):
+        for name, value in recipe.items():
+            one, there = first.setdefault(name, (value, here))
+            if one != value:
+                return f"{name} is {one} in {there} and {value} in {here}"
     return None
 
 
