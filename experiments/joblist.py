@@ -19,11 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
-from utils import cli, files, schema
+from utils import cli, files
 from utils.config import flag_values
 from utils.errors import UserError
 from utils.pruning.origin import read_origin
 from utils.runs import signals
+from utils.runs.records import read_owner
 from utils.runs.signals import RESUME_EXIT_CODE as STOPPED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,10 +67,8 @@ class Job:
             return self.tensors.is_file()
         if self.output is None:
             return False
-        with contextlib.suppress(OSError, ValueError):
-            run = schema.parse((self.output / files.RUN).read_bytes())
-            return isinstance(run, dict) and run.get("finished") is True
-        return False
+        owner = read_owner(self.output)
+        return owner is not None and owner.finished
 
     def finished(self) -> bool:
         """Return whether this very command is known to be finished."""
@@ -93,18 +92,17 @@ class Job:
 
         False for scripts of others and for a line that replaces a finished run.
         """
-        run = files.read_json(self.output / files.RUN) if self.output else None
-        recorded = (run or {}).get("arguments")
+        owner = read_owner(self.output) if self.output else None
         replaces = {"--overwrite_output_dir", "--restart"} & set(self.words)
         script = Path(self.script)
-        if script.resolve().parent != ROOT or replaces or not isinstance(recorded, dict):
+        if script.resolve().parent != ROOT or replaces or owner is None:
             return False
         from utils.runs import folder  # imports torch
 
         config = importlib.import_module(script.stem).Config
         with contextlib.suppress(SystemExit, UserError):
             given = flag_values(cli.parse(config, None, self.words))
-            return not folder.differences(recorded, given)
+            return not folder.differences(owner.arguments, given, {}, owner.directory)
         return False
 
     def look(self) -> tuple[str, str]:
