@@ -12,6 +12,7 @@ from small_models import QUERY, equal, tiny_model
 
 from utils import files
 from utils.errors import UserError
+from utils.modeling.saving import load_initial_weights
 from utils.pruning import criteria, mask_files, masks
 from utils.pruning.origin import Origin, read_origin
 
@@ -249,10 +250,13 @@ def test_only_dense_tensors_of_a_known_type_load(tmp_path, kind, what):
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.uint8])
 def test_weights_are_floats(tmp_path, dtype):
-    path = saved(tmp_path, {QUERY: torch.ones(2, 2, dtype=dtype)})
-    assert mask_files.load_tensors(path, "mask")[QUERY].dtype == dtype
-    with pytest.raises(UserError, match=f"{QUERY} is a tensor of .*; save it as a dense one of fl"):
-        mask_files.load_tensors(path, "weight")
+    model = tiny_model()
+    weights = {name: value.clone() for name, value in masks.snapshot(model).items()}
+    name = QUERY.removesuffix("_mask")
+    weights[name] = weights[name].to(dtype)
+    path = saved(tmp_path, weights)
+    with pytest.raises(UserError, match=f"{path}: {name} is a tensor of .*; save it as a dense"):
+        load_initial_weights(model, str(path), "pre")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "_orig_mod.module."])

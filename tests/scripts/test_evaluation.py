@@ -7,6 +7,7 @@ import interrupted_runs
 import launch
 import pytest
 import refusals
+import tiny
 from glue_runs import evaluation
 from launch import done, results
 from safetensors.torch import load_file, save_file
@@ -166,11 +167,19 @@ def test_a_head_of_another_number_of_classes_is_not_scored(data, finished, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_training_reports_a_new_head(data, tmp_path):
-    out = done(
-        "glue_trans.py", *glue_runs.command(data, tmp_path, "--dir", "pre", "--max_steps", 1)
-    )
-    assert out.startswith("new weights, drawn by --seed 42: classifier.bias, classifier.weight\n")
-    flags = ["--dir", "pre", "--max_steps", 1, "--model_name_or_path", tmp_path]
-    again = done("glue_trans.py", *glue_runs.command(data, tmp_path / "again", *flags))
-    assert "new weights" not in again
+def test_training_reports_a_new_mlm_head(data, tmp_path):
+    encoder = tiny.bert(tmp_path / "encoder")
+    weights = load_file(encoder / "model.safetensors")
+    weights = {name: w for name, w in weights.items() if name.startswith("bert.")}
+    save_file(weights, encoder / "model.safetensors", metadata={"format": "pt"})
+    text = tiny.text(tmp_path) / "en.train"
+    flags = ["--dir", "pre", "--mlm", "--train_data_file", text, "--max_steps", 1, "--do_train"]
+    flags += ["--block_size", 32, "--no_cuda", "--cache_dir", tmp_path / "cache"]
+    for source, warned in ((encoder, True), (data / "bert", False)):
+        out = tmp_path / f"out-{warned}"
+        given = ["--model_name_or_path", source, "--output_dir", out]
+        ended = launch.run("pretrain_trans.py", *flags, *given)
+        assert ended.code == 0
+        assert ["no MLM head; it is drawn by --seed 42" in e for e in ended.errors()] == [
+            True
+        ] * warned

@@ -82,6 +82,7 @@ def load_initial_weights(
         if shape != own:
             problem = f"{name} has shape {shape}, this model needs {own}"
             raise UserError(f"{path}: {problem}; the weights belong to another architecture")
+        mask_files.check_dense(Path(path), name, values[name], mask_files.FLOATS)
         if not torch.isfinite(values[name].float()).all():
             raise UserError(f"{path}: {name} holds NaN or infinite values; write the file again")
         parameter.data.copy_(values[name])

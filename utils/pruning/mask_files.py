@@ -91,7 +91,7 @@ def load_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
     """Return the dict of tensors in a torch file, on the CPU. `what` names the content in errors.
 
     A prefix of all keys, such as `module.`, is removed. Raises UserError if the file is missing,
-    empty, corrupt or holds anything but dense tensors, of floats if `what` is "weight".
+    empty, corrupt or holds anything but dense tensors of numbers.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such {what} file")
@@ -115,16 +115,15 @@ def load_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise UserError(f"{path}: key {key!r} does not name a tensor; not a {what} file")
-        _check_dense(path, key, value, FLOATS if what == "weight" else FLOATS + INTEGERS)
+        check_dense(path, key, value, FLOATS + INTEGERS)
     prefix = WRAPPER.match(next(iter(content)))
     if prefix and all(key.startswith(prefix[0]) for key in content):
         content = {key.removeprefix(prefix[0]): value for key, value in content.items()}
     return content
 
 
-def _check_dense(
-    path: Path, key: str, value: torch.Tensor, dtypes: tuple[torch.dtype, ...]
-) -> None:
+def check_dense(path: Path, key: str, value: torch.Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Raise UserError if `value`, `key` of the file `path`, is not a dense tensor of `dtypes`."""
     special = [kind for kind in ("meta", "quantized", "nested") if getattr(value, f"is_{kind}")]
     special += [] if value.layout == torch.strided else [str(value.layout)]
     if special or value.dtype not in dtypes:

@@ -64,8 +64,9 @@ class Experiment:
         init, source = initial.dir or "pre", config.model.model_name_or_path
         seed, cache_dir = config.training.seed, config.model.cache_dir
         model = load_model(task.model_class, source, task.bert_config, seed, init, cache_dir)
-        if model.untrained and config.training.do_train:
-            say(f"new weights, drawn by --seed {seed}: {', '.join(model.untrained)}")
+        new = ", ".join(model.untrained)
+        if new and init == "pre" and config.training.do_train and task.name == "mlm":
+            files.warn(f"{source}: no MLM head; it is drawn by --seed {seed} ({new})")
         name, origin = saving.load_initial_weights(model, initial.weight_pertub, init)
         return cls(task, model, config, runtime, name, origin)
 
