@@ -400,7 +400,8 @@ def test_a_lost_process_ends_the_others_and_the_run_resumes(start, data, tmp_pat
     ended = running.wait_all()
     assert [each.code for each in ended] == [75, 75]
     assert (
-        "checkpoint saved in out; the same command resumes from here" in ended[0].errors()[0]
+        ended[0].errors()
+        == ["SIGTERM: checkpoint saved in out; the same command resumes from here"]
         and ended[1].errors() == []
     )
     ended = start.start(*flags, cwd=tmp_path, processes=2).wait_all()

@@ -163,10 +163,10 @@ class Monitor:
             self._stop()
 
     def _stop(self) -> None:
-        other = "a signal to another process"
-        name = other if self._signal is None else signal.Signals(self._signal).name
+        if self._signal is None:
+            raise Preempted("")  # a signal to another rank, which says so
         saved = f"checkpoint saved in {self.run.path}; the same command resumes from here"
-        raise Preempted(f"{name}: {saved}")
+        raise Preempted(f"{signal.Signals(self._signal).name}: {saved}")
 
     def time_left(self) -> float:
         """Return the seconds to the end at the pace of this process, evaluations included."""
