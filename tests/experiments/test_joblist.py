@@ -1,6 +1,7 @@
 """How a list of commands runs: stages, failures, what is finished, signals, and SLURM arrays."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -17,7 +18,6 @@ from experiments import joblist
 from utils import cli, files
 from utils.config import flag_values
 from utils.errors import UserError
-from utils.runs.folder import FolderLock
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -393,9 +393,10 @@ def test_a_failed_command_shows_its_error_also_in_the_status(workplace, capfd, s
 @contextlib.contextmanager
 def held(folder: Path):
     """Hold the lock on an output folder, as its running script does."""
-    lock = FolderLock(folder)
-    yield
-    lock.release()
+    folder.mkdir()
+    with (folder / files.LOCK).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def test_the_status_and_the_dry_run_run_nothing(workplace, capfd):
