@@ -46,12 +46,8 @@ def imports_without_gc() -> Iterator[None]:
 class OneLineParser(argparse.ArgumentParser):
     """argparse with one-line errors and exit code 2; help shows every default that has a value."""
 
-    def __init__(self, description: str | None) -> None:
-        super().__init__(
-            usage="%(prog)s [-h] --FLAG VALUE ...",
-            description=description,
-            formatter_class=_HelpFormatter,
-        )
+    def __init__(self, description: str | None, usage: str | None = None) -> None:
+        super().__init__(usage=usage, description=description, formatter_class=_HelpFormatter)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError."""
@@ -76,7 +72,7 @@ def parse(
     shows a script's own groups before those that every script has. Raises UserError.
     """
     words = sys.argv[1:] if argv is None else argv
-    parser = OneLineParser(description)
+    parser = OneLineParser(description, usage="%(prog)s [-h] --FLAG VALUE ...")
     for word in words:
         if any(0xD800 <= ord(character) < 0xE000 for character in word):
             parser.error(f"{word!a} is not UTF-8; give names in UTF-8")
