@@ -17,7 +17,7 @@ ROUNDS = ["--max_steps", 12, "--save_steps", 4, "--sparsities", 0.3, 0.6, "--log
 def glue(inputs):
     return (
         f"--model_name_or_path {inputs}/bert --task_name MRPC --data_dir {inputs}/MRPC "
-        "--max_seq_length 32 --do_train --do_eval --overwrite_output_dir "
+        "--max_seq_length 32 --do_lower_case --do_train --do_eval --overwrite_output_dir "
         "--per_gpu_train_batch_size 6 --learning_rate 1e-3 --no_cuda"
     ).split()
 
@@ -25,7 +25,7 @@ def glue(inputs):
 def squad(inputs, data):
     return (
         f"--model_name_or_path {inputs}/bert --train_file {data}/train-v1.1.json "
-        f"--predict_file {data}/dev-v1.1.json --do_train --do_eval --max_seq_length 48 "
+        f"--predict_file {data}/dev-v1.1.json --do_train --do_eval --do_lower_case --max_seq_length 48 "
         "--doc_stride 16 --max_query_length 12 --per_gpu_train_batch_size 4 --no_cuda"
     ).split() + ROUNDS
 

@@ -253,7 +253,7 @@ def test_load_reads_what_the_run_needs(folder):
     task = load(folder, do_train=True)
     assert task.dev is None and task.train_rows == len(task.train)
     assert task.data_digest().startswith(f"{len(task.train)} {2 * BLOCK}:")
-    with mock.patch.object(mlm, "load_blocks") as read:
+    with mock.patch.object(mlm, "load_blocks", wraps=mlm.load_blocks) as read:
         load(folder, {"block_size": None}, do_train=True)
     assert read.call_args.args[1] == 64  # the model's positions
 
