@@ -3,14 +3,7 @@
 from dataclasses import dataclass
 
 from utils import cli
-from utils.config import (
-    SAVE_STEPS_OF_TRAINING,
-    GlueConfig,
-    RunConfig,
-    SubnetworkConfig,
-    TrainingConfig,
-    defaults,
-)
+from utils.config import GlueConfig, RunConfig, SubnetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +12,6 @@ class Config(RunConfig):
 
     data: GlueConfig
     subnetwork: SubnetworkConfig
-    training: TrainingConfig = defaults(save_steps=(None, SAVE_STEPS_OF_TRAINING))
 
 
 def main() -> None:
@@ -52,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run_script(main)
+    cli.run(main)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from utils import cli
 from utils.config import (
-    SAVE_STEPS_OF_TRAINING,
     ModelConfig,
     RunConfig,
     SubnetworkConfig,
@@ -23,10 +22,7 @@ class Config(RunConfig):
     subnetwork: SubnetworkConfig
     model: ModelConfig = defaults(model_name_or_path=None)
     training: TrainingConfig = defaults(
-        per_gpu_train_batch_size=16,
-        learning_rate=5e-5,
-        num_train_epochs=1.0,
-        save_steps=(None, SAVE_STEPS_OF_TRAINING),
+        per_gpu_train_batch_size=16, learning_rate=5e-5, num_train_epochs=1.0
     )
 
     def __post_init__(self) -> None:
@@ -66,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run_script(main)
+    cli.run(main)

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 from utils import cli
 from utils.config import (
-    SAVE_STEPS_OF_IMP,
-    SAVE_STEPS_OF_TRAINING,
     ImpConfig,
     RunConfig,
     SquadConfig,
@@ -24,10 +22,7 @@ class Config(RunConfig):
     imp: ImpConfig
     subnetwork: SubnetworkConfig = defaults(dir=None)
     training: TrainingConfig = defaults(
-        per_gpu_train_batch_size=16,
-        learning_rate=3e-5,
-        num_train_epochs=4.0,
-        save_steps=(None, f"with --dir: {SAVE_STEPS_OF_TRAINING}; without: {SAVE_STEPS_OF_IMP}"),
+        per_gpu_train_batch_size=16, learning_rate=3e-5, num_train_epochs=4.0
     )
 
     def __post_init__(self) -> None:
@@ -94,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run_script(main)
+    cli.run(main)

@@ -50,7 +50,7 @@ def run(script: str, *flags) -> Ended:
         contextlib.redirect_stderr(err),
     ):
         try:
-            cli.run_script(main)
+            cli.run(main)
         except SystemExit as end:
             code = end.code or 0
         finally:

@@ -76,7 +76,6 @@ def test_what_is_no_object_is_refused(value):
         b"",
         b"\xff\xfe{\x00}\x00",
         '{"count": 3}'.encode("utf-16"),
-        b'{"count": 3, "count": 4, "rate": 1}',
         b'{"count": 3, "rate": 1, "name": "\\ud800"}',
         b'{"count": 3, "rate": 1e999}',
         b'{"count": ' + b"9" * 30 + b', "rate": 1}',
@@ -84,7 +83,7 @@ def test_what_is_no_object_is_refused(value):
         b'{"count": 3, "rate": 1, "anything": ' + b"[" * 200_000 + b"]" * 200_000 + b"}",
         b'{"count": 3, "rate": 1} {}',
     ],
-    ids=range(10),
+    ids=range(9),
 )
 def test_a_file_of_anything_else_is_refused_in_one_line(tmp_path, data):
     path = tmp_path / "file.json"

@@ -96,8 +96,6 @@ def _add_flag(
 ) -> None:
     default = changed.get(field.name, field.default)
     text, options = field.metadata["help"], dict(field.metadata["options"])
-    if isinstance(default, tuple):
-        default, text = default
     names = [f"--{field.name}", *options.pop("aliases", [])]
     negation = options.pop("negation", None)
     if kind is bool:
@@ -142,6 +140,9 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         with signals.handled_by(signals.stop_at_once):
             code, message = main() or 0, ""
+            ranks.leave()
+            if distributed := sys.modules.get("utils.training.distributed"):
+                distributed.leave()
     except BaseException as error:
         code, message = _describe(error)
         if not code and not isinstance(error, SystemExit):  # a bug, with its traceback
@@ -156,18 +157,6 @@ def run(main: Callable[[], int | None]) -> None:
             error.filename = stream.name
             code, message = (code, message) if code else _describe(error)
     sys.exit(ranks.end(code, message) if code else 0)
-
-
-def run_script(main: Callable[[], None]) -> None:
-    """Run the main of a script that torchrun may start; it leaves the other ranks."""
-
-    def leaving() -> None:
-        main()
-        ranks.leave()
-        if distributed := sys.modules.get("utils.training.distributed"):
-            distributed.leave()
-
-    run(leaving)
 
 
 def _open_standard_streams() -> None:

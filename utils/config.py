@@ -8,11 +8,7 @@ from typing import Any, ClassVar
 
 from utils.errors import UserError
 
-SAVE_STEPS_OF_IMP = "optimizer steps of one IMP round; left out, a tenth of the run"
-SAVE_STEPS_OF_TRAINING = "optimizer steps between two saved models; left out or 0: the last only"
 THREADS = os.cpu_count() or 1
-
-
 # A number below these fits the libraries' integers, and as float32 with room to compute.
 LIMITS = {int: 2**31, float: 1e35}
 
@@ -31,10 +27,7 @@ def flag(default: Any, text: str, *, bounds: str = "", **options: Any) -> Any:
 
 
 def defaults(**values: Any) -> Any:
-    """Declare a group of flags in a script's config with other defaults.
-
-    A value may also be a pair (default, help).
-    """
+    """Declare a group of flags in a script's config with other defaults."""
     return dataclasses.field(metadata={"defaults": values})
 
 
@@ -204,7 +197,12 @@ class TrainingConfig:
     logging_steps: int = flag(
         500, "optimizer steps between two logged points (ours; 0: none)", bounds=">= 0"
     )
-    save_steps: int | None = flag(None, SAVE_STEPS_OF_IMP, bounds=">= 0")
+    save_steps: int | None = flag(
+        None,
+        "optimizer steps of one IMP round (left out: a tenth of the run), or of a fine-tuning "
+        "between two saved models (left out or 0: the last only)",
+        bounds=">= 0",
+    )
     save_total_limit: int | None = flag(
         None, "keep the models of only so many checkpoints (0: none); masks stay", bounds=">= 0"
     )

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,9 +33,7 @@ MODEL_FILES = (  # a Hugging Face folder
 REWIND_WEIGHTS = "rewind_weights.pt"  # theta_i of a run that rewinds to i > 0
 RUN = "run.json"  # the arguments of the run that owns the folder, and whether it is finished
 LOCK = ".lock"
-STATE = (
-    "state"  # state-ROUND-STEP-DIGEST.pt: a checkpoint, with the first 16 hex digits of its sha256
-)
+STATE = "state"  # state-ROUND-STEP-DIGEST.pt: a checkpoint, the start of its sha256 in hex
 REPLACED = "replaced-{number}"  # finished rounds that another run moved aside
 
 SQUAD_CACHE = "cached_{split}_squad_{max_length}_{digest}.npz"  # beside the data or in --cache_dir
@@ -100,8 +98,7 @@ def _is_final(name: str) -> bool:
 
 def is_printing_process() -> bool:
     """Return whether this process prints: rank 0 of torchrun, or any process without torchrun."""
-    above_0 = re.fullmatch(r"0*[1-9]\d*", os.environ.get("RANK", "0"))
-    return os.environ.get("WORLD_SIZE", "1") == "1" or not above_0
+    return os.environ.get("WORLD_SIZE", "1") == "1" or not os.environ.get("RANK", "0").strip("0")
 
 
 def warn(message: str) -> None:
@@ -116,11 +113,7 @@ def warn(message: str) -> None:
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; success renames it to `path`, an error removes it."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    os.chmod(name, 0o666 & ~_umask())
-    temporary = Path(name)
+    temporary = _temporary(path)
     try:
         with naming_path(path):
             yield temporary
@@ -136,11 +129,10 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder; success makes it replace `path`, an error removes it."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    temporary.chmod(0o777 & ~_umask())
+    temporary = _temporary(path)
     try:
         with naming_path(path):
+            temporary.mkdir()
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
@@ -243,7 +235,6 @@ def _flush_to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _temporary(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")

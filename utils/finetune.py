@@ -49,7 +49,7 @@ def plan_steps(experiment: Experiment) -> StepPlan:
 def run(experiment: Experiment, plan: StepPlan, mask_info: MaskInfo) -> None:
     """Fine-tune in the output folder of the experiment, evaluate and print the scores."""
     training = experiment.config.training
-    with Run.open(experiment, finds_tickets=False) as run_:
+    with Run.open(experiment) as run_:
         if run_.finished:
             return
         trainer, evaluator = experiment.trainer(), Evaluator(run_, "train")
@@ -106,7 +106,7 @@ def evaluate(experiment: Experiment, mask_info: MaskInfo = DENSE) -> None:
         )
     if not with_model:
         bert.check_trained(experiment.model, experiment.config.model.config_source)
-    with Run.open(experiment, finds_tickets=False) as run_:
+    with Run.open(experiment) as run_:
         earlier, evaluator = len(run_.records()), Evaluator(run_, "evaluate")
         for folder in with_model:
             bert.reload(experiment.model, str(folder))

@@ -71,13 +71,12 @@ class ImpSchedule:
         if not all(a < b for a, b in steps_up) or self.sparsities[-1] > 1:
             raise UserError("--sparsities must rise strictly between 0 and 1, such as 0.2 0.5 0.9")
         length = "--max_steps" if self.training.max_steps > 0 else "--num_train_epochs"
-        if self.round_steps < 1 and self.training.save_steps is None:
-            raise UserError(
-                f"{length} is too low: a round is a tenth of the run of {self.total_steps} steps "
-                "and must be at least 1 step; raise it, or give --save_steps, the steps of a round"
-            )
         if self.round_steps < 1:
-            raise UserError("--save_steps 0: a round of IMP must be at least 1 step")
+            flag = length if self.training.save_steps is None else "--save_steps"
+            raise UserError(
+                f"{flag} is too low: a round of IMP, --save_steps or a tenth of the run of "
+                f"{self.total_steps} steps, must be at least 1 step"
+            )
         if self.rounds < 1:
             raise UserError(
                 f"--save_steps {self.round_steps} is longer than the run of {self.total_steps} "
@@ -157,7 +156,7 @@ def run(experiment: Experiment, schedule: ImpSchedule) -> None:
     masks.attach(experiment.model)  # m = 1
     training = experiment.config.training
     defaults = {"save_steps": schedule.total_steps // 10, "sparsities": list(SPARSITIES)}
-    with Run.open(experiment, finds_tickets=True, defaults=defaults) as run_:
+    with Run.open(experiment, defaults) as run_:
         if run_.finished:
             return
         trainer, evaluator = experiment.trainer(), Evaluator(run_, "imp")
@@ -182,7 +181,6 @@ def find_tickets(
     round_, start = monitor.resume(tickets) or (0, 0)
     theta = tickets.theta or theta
     while round_ < schedule.rounds:
-        tickets.begin(round_)
         monitor.begin_round(round_, schedule.offset(round_), start)
         if start == schedule.first_step(round_):
             schedule.seed_generators(round_, rank)
@@ -250,10 +248,6 @@ class TicketWriter:
         if i and (round_ or state["step"] > i):
             self.theta = self._load_theta(state.get("theta_digest"))
 
-    def begin(self, round_: int) -> None:
-        """Start the clock of `round_`."""
-        self._started = time.monotonic()
-
     def score(self, round_: int, step: int | None = None) -> float | None:
         """Evaluate the subnetwork at the end of `round_`, or at global `step` within it."""
         if not self.experiment.config.training.do_eval:
@@ -301,7 +295,8 @@ class TicketWriter:
             digest = masks.digest(mask)
         else:
             digest = mask_files.save(mask, folder / files.MASK, self._origin(sparsity))
-        distributed.check_same(digest, f"mask of round {round_ + 1}")
+        if len(set(distributed.gather(digest))) > 1:
+            raise RuntimeError(f"the processes disagree on the mask of round {round_ + 1}")
         path = f"{self._folder(round_).name}/{files.MASK}"
         self.tickets.append(Ticket(round_ + 1, sparsity, path, digest))
 
@@ -330,7 +325,7 @@ class TicketWriter:
         pruned = "".join(f"  pruned to {t.sparsity:.1%}: {self.run.path / t.mask}" for t in found)
         scored = "" if score is None else f"  {self.experiment.task.score_key} {score:6.2f}"
         spent = format_duration(time.monotonic() - self._started)
-        last = round_ + 1 == self.schedule.rounds
+        self._started, last = time.monotonic(), round_ + 1 == self.schedule.rounds
         left = "" if last else f", {format_duration(time_left)} left"
         number = f"round {round_ + 1:2d}/{self.schedule.rounds}"
         return f"{number}  sparsity {trained:6.1%}{scored}{pruned}  ({spent}{left})"

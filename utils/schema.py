@@ -33,18 +33,11 @@ def parse(data: bytes) -> Any:
     """Return the value of JSON in UTF-8. Raises ValueError, in one line, for anything else."""
     try:
         text = data.decode("utf-8-sig")
-        value = json.loads(text, object_pairs_hook=_unique, parse_int=_number)
+        value = json.loads(text, parse_int=_number)
         if "\\u" in text:  # such an escape may be half a character, which cannot be printed
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise ValueError("a key occurs twice in an object")
     return value
 
 

@@ -39,7 +39,7 @@ def linger(self, step, *rest):
 
 Monitor.after_step = linger
 sys.argv[0] = "LT_glue.py"
-cli.run_script(LT_glue.main)
+cli.run(LT_glue.main)
 """  # waits in the middle of the second round for its first signal
 
 

@@ -21,7 +21,7 @@ def opened(path, **flags):
         ),
         runtime=Runtime(torch.device("cpu")),
     )
-    return Run.open(experiment, finds_tickets=False)
+    return Run.open(experiment)
 
 
 def record(step):

@@ -15,14 +15,14 @@ from utils.runs.folder import OutputFolder, differences
 ARGUMENTS = {"seed": 1, "checkpoint_minutes": 10.0, "data_dir": "glue_data/RTE"}
 
 
-def opened(path, arguments=ARGUMENTS, finds_tickets=False, **flags):
+def opened(path, arguments=ARGUMENTS, **flags):
     """An output folder, closed at the end of a with statement; `flags`: those of OutputConfig."""
-    folder = OutputFolder(OutputConfig(str(path), **flags), arguments, finds_tickets)
+    folder = OutputFolder(OutputConfig(str(path), **flags), arguments)
     return contextlib.closing(folder)
 
 
-def overwritten(path, arguments=ARGUMENTS, finds_tickets=False, **flags):
-    return opened(path, arguments, finds_tickets, overwrite_output_dir=True, **flags)
+def overwritten(path, arguments=ARGUMENTS, **flags):
+    return opened(path, arguments, overwrite_output_dir=True, **flags)
 
 
 def add_checkpoint(path, round_=0, step=5):
@@ -317,7 +317,7 @@ def test_only_files_with_names_that_a_run_writes_are_replaced(tmp_path):
     for name in [*ours, *others]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    with overwritten(tmp_path, finds_tickets=True) as folder:
+    with overwritten(tmp_path) as folder:
         kept = {Path(name).parts[0] for name in others}
         assert {p.name for p in tmp_path.iterdir()} == kept | {".lock", "run.json", "replaced-1"}
         aside = {
@@ -336,16 +336,17 @@ def test_only_files_with_names_that_a_run_writes_are_replaced(tmp_path):
         ("interrupted", {"seed": 2}, {}, True),
         ("unknown", {}, {}, True),
         ("finished", {}, {}, True),  # the same command, repeated by mistake
-        ("corrupt", {}, {"restart": True}, False),
+        ("corrupt", {}, {"restart": True}, True),
+        ("finished", {"seed": 2}, {"restart": True}, True),
         ("finished", {}, {"restart": True}, False),
         ("interrupted", {}, {"restart": True}, False),
     ],
 )
-def test_finished_rounds_are_deleted_only_by_restart(
+def test_finished_rounds_are_deleted_only_by_a_restart_of_their_run(
     tmp_path, capsys, *, owner, arguments, flags, aside, index
 ):
     out = tmp_path / "out"
-    with opened(out, finds_tickets=True) as folder:
+    with opened(out) as folder:
         for name in ["checkpoint-20/mask.pt", "results.jsonl", *["tickets.json"] * index]:
             (out / name).parent.mkdir(exist_ok=True)
             (out / name).write_text(name)
@@ -355,7 +356,7 @@ def test_finished_rounds_are_deleted_only_by_restart(
         (out / "run.json").unlink()
     elif owner == "corrupt":
         (out / "run.json").write_text("{")
-    with overwritten(out, ARGUMENTS | arguments, finds_tickets=True, **flags):
+    with overwritten(out, ARGUMENTS | arguments, **flags):
         assert not (out / "checkpoint-20").exists() and not (out / "results.jsonl").exists()
         moved = out / "replaced-1" / "checkpoint-20" / "mask.pt"
         assert moved.exists() == aside == bool(capsys.readouterr().err)
@@ -364,7 +365,7 @@ def test_finished_rounds_are_deleted_only_by_restart(
 def test_tickets_are_moved_aside_by_a_run_that_finds_none(tmp_path, capsys):
     out = tmp_path / "out"
     for number in (1, 2):
-        with overwritten(out, finds_tickets=True) as folder:
+        with overwritten(out) as folder:
             for name in ("tickets.json", "results.jsonl", "checkpoint-20/mask.pt"):
                 (out / name).parent.mkdir(exist_ok=True)
                 (out / name).write_text(f"{name} {number}")
@@ -387,7 +388,7 @@ def test_tickets_are_moved_aside_by_a_run_that_finds_none(tmp_path, capsys):
 def test_an_interrupted_move_loses_no_ticket(tmp_path, monkeypatch):
     out = tmp_path / "out"
     names = ("tickets.json", "checkpoint-20", "checkpoint-40")
-    with opened(out, finds_tickets=True) as folder:
+    with opened(out) as folder:
         for name in names:
             (out / name).write_text(name)
         folder.finish()

@@ -123,9 +123,9 @@ def test_a_run_ends_if_its_folder_is_lost_and_does_not_recreate_part_of_it(
 
 def test_a_folder_in_use_is_refused(tmp_path):
     output = OutputConfig(output_dir=str(tmp_path), overwrite_output_dir=True)
-    held = OutputFolder(output, {"seed": 1}, finds_tickets=False)
+    held = OutputFolder(output, {"seed": 1})
     with pytest.raises(UserError, match="another process"):
-        OutputFolder(output, {"seed": 2}, finds_tickets=False)
+        OutputFolder(output, {"seed": 2})
     held.close()
 
 
@@ -212,7 +212,7 @@ def measured(self, round_, *rest):
     print("resident", round_ + 1, pages, flush=True)
 
 imp.TicketWriter.publish = measured
-cli.run_script(LT_glue.main)
+cli.run(LT_glue.main)
 """
 
 

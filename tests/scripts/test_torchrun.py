@@ -170,22 +170,21 @@ def test_evaluation_alone_adds_one_row_for_all_processes(start, data, tmp_path):
 
 
 DIFFER = """
-import sys
+import os, sys
 sys.path.insert(0, {root!r})
 import LT_glue
 from utils import cli
 from utils.pruning import masks
-from utils.training import distributed
 prune_to = masks.prune_to
 
 def differently(model, target):
     prune_to(model, target)
-    if distributed.rank() == 1 and target > 0.5:
+    if os.environ["RANK"] == "1" and target > 0.5:
         module = next(iter(masks.prunable(model).values()))
         module.weight_mask[0, 0] = 1 - module.weight_mask[0, 0]
 
 masks.prune_to = differently
-cli.run_script(LT_glue.main)
+cli.run(LT_glue.main)
 """
 
 
@@ -212,7 +211,7 @@ sys.path.insert(0, {root!r})
 import glue_trans
 from utils import cli
 sys.argv += {more!r} if os.environ["RANK"] == "1" else []
-cli.run_script(glue_trans.main)
+cli.run(glue_trans.main)
 """
 
 
@@ -256,25 +255,24 @@ def test_processes_with_other_inputs_are_refused(start, data, tmp_path, more, wh
 
 
 FAILS = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
 import LT_glue
 from utils import cli
 from utils.errors import UserError
 from utils.tasks.glue import GlueTask
-from utils.training import distributed
 load = GlueTask.load
 
 def failing(*given):
-    if distributed.rank() == {rank}:
+    if os.environ["RANK"] == "{rank}":
         Path("began").touch()
         time.sleep(1)  # the other rank waits for this one
         {statement}
     return load(*given)
 
 GlueTask.load = failing
-cli.run_script(LT_glue.main)
+cli.run(LT_glue.main)
 """
 
 

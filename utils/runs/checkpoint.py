@@ -1,7 +1,6 @@
 """Checkpoints to resume from: finding, writing and verifying them."""
 
 import errno
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,15 +9,8 @@ import torch
 from utils import files, schema
 from utils.errors import UserError
 
-
-@dataclass(frozen=True)
-class Position:
-    """What every checkpoint holds beside the parts of its run."""
-
-    round: int
-    step: int
-    results_bytes: int  # of results.jsonl, when the checkpoint was saved
-    seconds: float  # wall time of the run so far
+# What every checkpoint holds: the bytes of results.jsonl then and the wall time, beside its step
+NUMBERS = ("round", "step", "results_bytes", "seconds")
 
 
 class Checkpoint(NamedTuple):
@@ -40,7 +32,7 @@ class Checkpoint(NamedTuple):
         """Return the content. Raises UserError if it is not what `save` writes."""
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
-            schema.from_json(Position, content)
+            schema.from_json(list[float], [content[key] for key in NUMBERS])
         except Exception as error:  # torch raises many kinds
             raise UserError(
                 f"{self.path}: not a checkpoint of this program; remove it, then rerun the command"

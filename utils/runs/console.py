@@ -1,40 +1,26 @@
 """What a run prints: lines beside the progress bar, durations and tables."""
 
 import sys
-import time
 
 from tqdm import tqdm
 
-from utils.training import distributed
+from utils.files import is_printing_process
 
 LOG_FILE_SECONDS = 10  # between two updates of a progress bar in a log file
 
 
-def progress_bar(total: int, unit: str, *, shown: bool) -> tqdm:
-    """Return a progress bar on stderr that disappears at its end."""
+def progress_bar(total: int, *, shown: bool) -> tqdm:
+    """Return a progress bar of steps on stderr that disappears at its end."""
     seconds = 0.1 if sys.stderr.isatty() else LOG_FILE_SECONDS
-    return tqdm(
-        total=total,
-        unit=unit,
-        dynamic_ncols=True,
-        leave=False,
-        mininterval=seconds,
-        disable=not shown,
-    )
+    look = {"unit": "step", "dynamic_ncols": True, "leave": False, "mininterval": seconds}
+    return tqdm(total=total, disable=not shown, **look)
 
 
 def say(line: str) -> None:
     """Print one line to stdout without tearing the progress bar; only rank 0 prints."""
-    if distributed.rank() == 0:
+    if is_printing_process():
         with tqdm.external_write_mode(file=sys.stdout):
             print(line, flush=True)
-
-
-def resuming_line(step: int, total: int, name: str, saved_at: float | None) -> str:
-    """Return from where a run resumes; `saved_at`: Unix time of its checkpoint, if known."""
-    clock = time.strftime("%Y-%m-%d %H:%M", time.localtime(saved_at))
-    saved = f", checkpoint of {clock}" if saved_at else ""
-    return f"resuming from step {step} of {total}{f' ({name})' if name else ''}{saved}"
 
 
 def format_duration(seconds: float) -> str:

@@ -140,16 +140,12 @@ class OutputFolder(HeldFolder):
     """The output folder of a training run, held by this process until `close`.
 
     Opening raises UserError, with nothing changed, if the folder may not be used. Files of an
-    earlier run are removed, but its tickets are moved aside, unless --restart finds them again.
-    Files that no run writes stay. `defaults`: what flags that are left out mean.
+    earlier run are removed, but tickets are moved aside, unless --restart repeats the run of the
+    same arguments. Files that no run writes stay. `defaults`: what flags that are left out mean.
     """
 
     def __init__(
-        self,
-        output: OutputConfig,
-        arguments: dict[str, Any],
-        finds_tickets: bool,
-        defaults: Flags | None = None,
+        self, output: OutputConfig, arguments: dict[str, Any], defaults: Flags | None = None
     ) -> None:
         self.path = Path(output.output_dir)
         self.arguments = arguments
@@ -160,7 +156,7 @@ class OutputFolder(HeldFolder):
             action = self._decide()  # now no other process can change the folder
             self.finished = action == "finished"
             if action == "replace":
-                self._clear(finds_tickets)
+                self._clear()
                 self._write_owner(finished=False)
             self._sweep()
         except BaseException:
@@ -229,14 +225,15 @@ class OutputFolder(HeldFolder):
                     "would replace it; give another --output_dir, or move it first"
                 )
 
-    def _clear(self, finds_tickets: bool) -> None:
+    def _clear(self) -> None:
         """Remove the files of an earlier run; move them aside if they cost rounds of IMP."""
-        differing = self._differences(read_owner(self.path))
+        owner = read_owner(self.path)
+        differing = self._differences(owner)
+        repeats = self._output.restart and owner is not None and not differing
         other = f" ({summarize(differing)})" if differing else ""
         aside = None
-        rounds = [path for path in self._entries() if (path / files.MASK).exists()]
-        found = bool(rounds) or (self.path / files.TICKETS).exists()
-        if found and not (self._output.restart and finds_tickets):
+        rounds = any((path / files.MASK).exists() for path in self._entries())
+        if (rounds or (self.path / files.TICKETS).exists()) and not repeats:
             names = (files.REPLACED.format(number=number) for number in itertools.count(1))
             aside = next(self.path / name for name in names if not (self.path / name).exists())
             aside.mkdir()

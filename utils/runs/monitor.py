@@ -4,33 +4,25 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 
 from utils.errors import UserError
 from utils.pruning import masks
-from utils.runs.console import progress_bar, resuming_line, say
+from utils.runs.console import progress_bar, say
 from utils.runs.evaluation import Evaluator
 from utils.runs.losses import LossReader
-from utils.runs.run import INPUTS, Run, input_digests
+from utils.runs.run import INPUTS, input_digests
 from utils.runs.signals import Preempted, handled_by
 from utils.training import distributed, order
 from utils.training.trainer import Trainer
 
+RESTART = "or give --restart to start from scratch"
 GPU_READ_EVERY = 50  # steps between two reads of the losses on a GPU; a read waits for the device
-
-
-class Stateful(Protocol):
-    """A part of a run that a checkpoint holds."""
-
-    def state(self) -> dict[str, Any]:
-        """Return its content of a checkpoint: tensors and plain values only."""
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restore it from a checkpoint. Raises UserError if a file that it needs was changed."""
 
 
 class Monitor:
@@ -59,14 +51,13 @@ class Monitor:
         self._started = self._saved_at = time.monotonic()
         self._signal: int | None = None
         self._inputs: dict[str, str] = {}
-        self._parts: tuple[Stateful, ...] = (trainer,)
-        self._resumed_at: float | None = None  # when the checkpoint was saved, a Unix time
+        self._parts: tuple[Any, ...] = (trainer,)
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         self._open.callback(self.events.close)
         self._open.enter_context(handled_by(self._on_signal))
-        bar = progress_bar(self._total, "step", shown=self.runtime.is_main)
+        bar = progress_bar(self._total, shown=self.runtime.is_main)
         self._bar = self._open.enter_context(bar)
         return self
 
@@ -88,7 +79,8 @@ class Monitor:
         if first:
             self.events.start(next_step + 1)
             if next_step:
-                say(resuming_line(next_step, self._total, self._name, self._resumed_at))
+                of_round = f" ({self._name})" if self._name else ""
+                say(f"resuming from step {next_step} of {self._total}{of_round}")
         sparsity = masks.sparsity(masks.current(self.trainer.model))
         self.events.scalar("sparsity", sparsity, next_step + 1)
 
@@ -135,27 +127,42 @@ class Monitor:
         self.read_losses()
         generators = distributed.gather(order.generator_state())
         content: dict[str, Any] = {"round": round_, "step": step, "generators": generators}
-        content["saved_at"] = time.time()
         for part in self._parts:
             content |= part.state()
         self.run.save_checkpoint(content | self._inputs)
         distributed.wait_for_main()
         self._saved_at = time.monotonic()
 
-    def resume(self, *parts: Stateful) -> tuple[int, int] | None:
+    def resume(self, *parts: Any) -> tuple[int, int] | None:
         """Restore the last checkpoint; return its round and step, None to start from scratch.
 
-        Call it before the first step. `parts` are saved and restored with the trainer. Raises
-        UserError in every process if an input or a file that it needs was changed.
+        Call it before the first step. `parts`, as the trainer, have `state()`, their entries of a
+        checkpoint, and `load_state(content)`. Raises UserError if an input or a file that a part
+        needs was changed.
         """
         self._parts, self._inputs = (*self._parts, *parts), input_digests(self.run.experiment)
         content = self.run.load_checkpoint()
         position = None if content is None else (content["round"], content["step"])
-        distributed.check_same(str(position), "checkpoint to resume from")
+        distributed.check_same({"checkpoint to resume from": position})
         if content is not None:
-            distributed.refuse_together(_restore(self.run, self._inputs, self._parts, content))
-            self._resumed_at = content.get("saved_at")  # not in checkpoints of earlier versions
+            _check_inputs(self.run.path, self._inputs, content)
+            self._restore(content)
         return position
+
+    def _restore(self, content: dict[str, Any]) -> None:
+        try:
+            for part in self._parts:
+                part.load_state(content)
+            generators = content["generators"]
+            order.set_generator_state(generators[self.runtime.rank % len(generators)])
+        except UserError as error:
+            raise UserError(f"{error}; restore the file, {RESTART}") from error
+        except (OSError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # torch raises many kinds
+            raise UserError(
+                f"{self.run.path}: its checkpoint does not fit this run; remove it, {RESTART}"
+            ) from error
 
     def stop_if_asked(self) -> None:
         """End the process if a signal came; call it when a checkpoint has just been saved."""
@@ -174,25 +181,12 @@ class Monitor:
         return (self._total - self._step) * (time.monotonic() - self._started) / max(1, done)
 
 
-def _restore(
-    run: Run, inputs: dict[str, str], parts: Sequence[Stateful], content: dict[str, Any]
-) -> str | None:
-    """Restore a checkpoint; return why that is impossible, None if it is not."""
-    path, remedy = run.path, "or give --restart to start from scratch"
+def _check_inputs(folder: Path, inputs: dict[str, str], content: dict[str, Any]) -> None:
+    """Raise UserError if a checkpoint's `content` names other inputs of the run."""
     for key, digest in inputs.items():
         # checkpoints of early versions lack some digests, or hold the first words of one
         if not f"{digest} ".startswith(f"{content.get(key, digest)} "):
-            problem = f"this run began with other {INPUTS[key]} than the same flags give now"
-            return f"{path}: {problem}; restore those files (or library versions), {remedy}"
-    try:
-        for part in parts:
-            part.load_state(content)
-        generators = content["generators"]
-        order.set_generator_state(generators[run.experiment.runtime.rank % len(generators)])
-    except UserError as error:
-        return f"{error}; restore the file, {remedy}"
-    except (OSError, torch.OutOfMemoryError):
-        raise
-    except Exception:  # torch raises many kinds
-        return f"{path}: its checkpoint does not fit this run; remove it, {remedy}"
-    return None
+            raise UserError(
+                f"{folder}: this run began with other {INPUTS[key]} than the same flags give now; "
+                f"restore those files (or library versions), {RESTART}"
+            )

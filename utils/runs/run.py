@@ -22,7 +22,7 @@ from utils.pruning import masks
 from utils.pruning.origin import Origin
 from utils.runs import checkpoint, ranks
 from utils.runs.console import say
-from utils.runs.folder import NEUTRAL_FLAGS, HeldFolder, OutputFolder
+from utils.runs.folder import NEUTRAL_FLAGS, Flags, HeldFolder, OutputFolder
 from utils.runs.records import EvaluationRecord, append_record, read_records, remove_later_rows
 from utils.tasks.base import Task
 from utils.training import distributed
@@ -81,7 +81,7 @@ class Experiment:
         values = flag_values(self.config)
         if self.runtime.world_size > 1:
             values["processes"] = self.runtime.world_size
-        return dict(sorted(values.items()))
+        return values
 
 
 def input_digests(experiment: Experiment) -> dict[str, str]:
@@ -99,18 +99,11 @@ def input_digests(experiment: Experiment) -> dict[str, str]:
 
 def check_processes(experiment: Experiment) -> None:
     """Raise UserError in every process of torchrun if their inputs or flags (no paths) differ."""
-    if experiment.runtime.world_size == 1:
-        return
-    given = {k: v for k, v in experiment.arguments.items() if k not in NEUTRAL_FLAGS}
-    values = {f"--{k}": repr(v) for k, v in given.items() if not isinstance(v, str)}
-    values |= {INPUTS[key]: digest for key, digest in input_digests(experiment).items()}
-    first, *others = distributed.gather(values)
-    for rank, theirs in enumerate(others, 1):
-        if differing := [key for key in first if theirs.get(key) != first[key]]:
-            raise UserError(
-                f"process {rank} has other {differing[0]} than process 0; give all processes the "
-                "same files and flags"
-            )
+    if experiment.runtime.world_size > 1:
+        given = {k: v for k, v in experiment.arguments.items() if k not in NEUTRAL_FLAGS}
+        flags = {f"--{k}": v for k, v in given.items() if not isinstance(v, str)}
+        inputs = {INPUTS[key]: digest for key, digest in input_digests(experiment).items()}
+        distributed.check_same(flags | inputs)
 
 
 def start_runtime(training: TrainingConfig) -> Runtime:
@@ -159,32 +152,22 @@ class Run:
 
     @classmethod
     @contextlib.contextmanager
-    def open(
-        cls, experiment: Experiment, finds_tickets: bool, defaults: dict[str, Any] | None = None
-    ) -> Iterator["Run"]:
+    def open(cls, experiment: Experiment, defaults: Flags | None = None) -> Iterator["Run"]:
         """Hold the output folder for a run: a new one, or the unfinished one of the same arguments.
 
         Without --do_train, hold it to add evaluations; its files stay. `defaults`: what flags that
-        are left out mean. If the folder may not be used, raises UserError on rank 0 and ends the
-        other ranks. Before that, raises UserError if the inputs of the processes differ.
+        are left out mean. Raises UserError if the folder may not be used or if the inputs of the
+        processes differ.
         """
         check_processes(experiment)
-        folder, config = None, experiment.config
-        try:
-            if experiment.runtime.is_main and not config.training.do_train:
-                folder = HeldFolder(Path(config.output.output_dir))
-            elif experiment.runtime.is_main:
-                arguments = experiment.arguments
-                folder = OutputFolder(config.output, arguments, finds_tickets, defaults)
-        except UserError:
-            distributed.broadcast(None)
-            raise
-        finished = distributed.broadcast(folder.finished if folder else None)
-        if finished is None:
-            raise SystemExit(2)
+        folder, output = None, experiment.config.output
+        if experiment.runtime.is_main and not experiment.config.training.do_train:
+            folder = HeldFolder(Path(output.output_dir))
+        elif experiment.runtime.is_main:
+            folder = OutputFolder(output, experiment.arguments, defaults)
         run = cls(experiment, folder)
-        run.finished = finished
-        if finished:
+        run.finished = distributed.broadcast(folder is not None and folder.finished)
+        if run.finished:
             say(f"{run.path}: this run is finished; give --overwrite_output_dir to repeat it")
         try:
             yield run
@@ -258,5 +241,5 @@ class Run:
         path = self.path / files.RESULTS
         if self._folder and self._results_bytes() < size:
             files.warn(f"{path}: missing or truncated; earlier scores of this run are lost")
-        if self._folder and self._results_bytes() > size:
+        elif self._folder and self._results_bytes() > size:
             remove_later_rows(path, size)

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
@@ -30,12 +29,7 @@ class Preempted(SystemExit):
 
 
 def install(handler: Handler | signal.Handlers) -> dict[signal.Signals, Any]:
-    """Handle stop signals by `handler`; return the handlers before.
-
-    Outside the main thread, signals stay as they are.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return {}
+    """Handle stop signals by `handler`; return the handlers before."""
     return {number: signal.signal(number, handler) for number in STOP_SIGNALS}
 
 

@@ -1,5 +1,6 @@
 """The processes that torchrun starts: joining, their values, and gradients averaged over them."""
 
+import itertools
 import os
 import warnings
 from datetime import timedelta
@@ -61,11 +62,6 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def rank() -> int:
-    """Return the number of this process, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
 def any_of(runtime: Runtime, *flags: bool) -> tuple[bool, ...]:
     """Return each flag, True if it is True in any process."""
     votes = runtime.sum(torch.tensor(flags, dtype=torch.int64))
@@ -94,18 +90,15 @@ def wait_for_main() -> None:
     broadcast(None)
 
 
-def check_same(value: str, what: str) -> None:
-    """Raise RuntimeError if the processes disagree on `value`."""
-    values = gather(value)
-    if len(set(values)) > 1:
-        raise RuntimeError(f"the processes disagree on the {what}: {values}")
-
-
-def refuse_together(problem: str | None) -> None:
-    """Raise UserError in every process if one has a problem."""
-    found = next(filter(None, gather(problem)), None)
-    if found:
-        raise UserError(found)
+def check_same(values: dict[str, Any]) -> None:
+    """Raise UserError in every process that names the first of `values` in which they differ."""
+    first, *others = gather(values)
+    for name, (rank, theirs) in itertools.product(first, enumerate(others, 1)):
+        if theirs[name] != first[name]:
+            raise UserError(
+                f"process {rank} has other {name} than process 0; give all processes the same "
+                "files and flags"
+            )
 
 
 class _Loss(nn.Module):
