@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args
 
 from utils.config import RunConfig, check_bounds
 from utils.errors import UserError
@@ -83,25 +83,22 @@ def parse(
 def _add_flags(parser: Any, config_class: Any, changed: dict[str, Any]) -> None:
     common = {field.name for field in dataclasses.fields(RunConfig)}
     for field in sorted(dataclasses.fields(config_class), key=lambda field: field.name in common):
-        kind = get_type_hints(config_class)[field.name]
+        kind: Any = field.type
         if dataclasses.is_dataclass(kind):
             section = parser.add_argument_group((kind.__doc__ or "").strip("."))
             _add_flags(section, kind, field.metadata.get("defaults", {}))
         else:
-            _add_flag(parser, field, kind, changed)
+            _add_flag(parser, field, changed)
 
 
-def _add_flag(
-    parser: Any, field: dataclasses.Field[Any], kind: Any, changed: dict[str, Any]
-) -> None:
-    default = changed.get(field.name, field.default)
+def _add_flag(parser: Any, field: dataclasses.Field[Any], changed: dict[str, Any]) -> None:
+    kind, default = field.type, changed.get(field.name, field.default)
     text, options = field.metadata["help"], dict(field.metadata["options"])
     names = [f"--{field.name}", *options.pop("aliases", [])]
     negation = options.pop("negation", None)
-    if kind is bool:
-        options["action"] = "store_true"
-    else:
-        options["type"] = _word_type(kind)
+    while get_args(kind):  # int of `int | None`, float of `tuple[float, ...] | None`
+        kind = get_args(kind)[0]
+    options |= {"action": "store_true"} if kind is bool else {"type": kind}
     if default is dataclasses.MISSING:
         options["required"] = True
     else:
@@ -112,19 +109,11 @@ def _add_flag(
         parser.add_argument(negation, dest=field.name, action="store_false", help=text)
 
 
-def _word_type(kind: Any) -> Any:
-    """Return the type of a flag's words: int of `int | None`, float of `tuple[float, ...]`."""
-    while get_args(kind):
-        kind = get_args(kind)[0]
-    return kind
-
-
 def _build(config_class: Any, values: dict[str, Any]) -> Any:
     built = {}
     for field in dataclasses.fields(config_class):
-        kind = get_type_hints(config_class)[field.name]
-        is_group = dataclasses.is_dataclass(kind)
-        built[field.name] = _build(kind, values) if is_group else values[field.name]
+        is_group = dataclasses.is_dataclass(field.type)
+        built[field.name] = _build(field.type, values) if is_group else values[field.name]
     config = config_class(**built)
     check_bounds(config)
     return config
@@ -169,43 +158,39 @@ def _open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
 
-def _describe(error: BaseException) -> tuple[int, str]:
+def _describe(error: BaseException) -> tuple[int, str]:  # noqa: C901, PLR0911 - one case each
     """Return exit code and message of what ends a program; code 0 for a bug."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    remedy = "what was saved before is intact: fix this, then rerun the command"
     match error:
         case signals.Preempted():
             return signals.RESUME_EXIT_CODE, error.message
+        case SystemExit(code=str()):
+            return 1, str(error)
         case SystemExit():
-            is_text = isinstance(error.code, str)
-            return (1, str(error.code)) if is_text else (int(error.code or 0), "")
+            return int(error.code or 0), ""
         case UserError():
             return 2, str(error)
         case BrokenPipeError():
             return ranks.BROKEN_PIPE, "the reader of stdout has ended"
         case OSError() if error.errno in _WRONG_PATH and error.filename:
             return 2, f"{error.filename}: {error.strerror}; give another path"
-    fault = _describe_fault(error)
-    return int(fault is not None), fault or ""
-
-
-def _describe_fault(error: BaseException) -> str | None:
-    """Describe a fault of the machine, or a lost process; None for a bug."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if type(error).__name__ == "OutOfMemoryError":
-        reason = ". ".join(text.split(". ")[:2])
-        return (
-            f"{reason}; free GPU memory, and the same command resumes from the last checkpoint; or "
-            "halve --per_gpu_train_batch_size and double --gradient_accumulation_steps, or give "
-            "--bf16, or leave --compile out"
-        )
-    if isinstance(error, OSError) and error.errno:
-        text = f"{error.filename or 'a file or stdout'}: {error.strerror}"
-    elif isinstance(error, MemoryError):
-        text = f"out of memory ({text})"
-    elif isinstance(error, RuntimeError) and ranks.several():
-        return (
-            f"{text}; another process was lost or disagrees, the same command resumes from the "
-            "last checkpoint"
-        )
-    elif not isinstance(error, OSError) and not _LOW_MEMORY.search(text):
-        return None
-    return f"{text}; what was saved before is intact: fix this, then rerun the command"
+        case OSError() if error.errno:
+            text = f"{error.filename or 'a file or stdout'}: {error.strerror}"
+        case MemoryError():
+            text = f"out of memory ({text})"
+        case RuntimeError() if type(error).__name__ == "OutOfMemoryError":
+            text = ". ".join(text.split(". ")[:2])
+            remedy = (
+                "free GPU memory, and the same command resumes from the last checkpoint; or halve "
+                "--per_gpu_train_batch_size and double --gradient_accumulation_steps, or give "
+                "--bf16, or leave --compile out"
+            )
+        case RuntimeError() if ranks.several():
+            remedy = (
+                "another process was lost or disagrees, the same command resumes from the last "
+                "checkpoint"
+            )
+        case _ if not isinstance(error, OSError) and not _LOW_MEMORY.search(text):
+            return 0, ""
+    return 1, f"{text}; {remedy}"

@@ -11,6 +11,9 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from utils import files
 from utils.runs.console import format_table, say
@@ -75,9 +78,7 @@ class Evaluator:
             if value is not None:
                 self.events.scalar(f"eval_{key}", value, step)
         if not final:
-            scores = "  ".join(
-                f"{name} {cell}" for name, cell in shown_scores(task, record).items()
-            )
+            scores = "  ".join(map(" ".join, shown_scores(task, record).items()))
             say(f"step {step}  sparsity {record.sparsity:.1%}  {scores}")
         return record.score
 
@@ -92,29 +93,21 @@ class TensorBoardEvents:
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         """Write one point."""
-        if self._enabled:
-            from tensorboardX.summary import scalar
-
-            self._write(step, summary=scalar(tag, value))
+        self._write(step, summary=scalar(tag, value))
 
     def start(self, step: int) -> None:
         """Make TensorBoard drop the points from `step` on that a killed process wrote."""
-        if self._enabled:
-            from tensorboardX.proto.event_pb2 import SessionLog
-
-            self._write(step, session_log=SessionLog(status=SessionLog.START))
+        self._write(step, session_log=SessionLog(status=SessionLog.START))
 
     def _write(self, step: int, **content: Any) -> None:
-        # Not SummaryWriter: a full disk ends its thread, and its caller waits for it forever.
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event
-
-        event = Event(wall_time=time.time(), step=step, **content)
+        if not self._enabled:
+            return
         try:
             if self._writer is None:
                 self._folder.mkdir(exist_ok=True)
+                # Not SummaryWriter: a full disk ends its thread, and its caller waits forever.
                 self._writer = EventsWriter(str(self._folder / "events"))
-            self._writer.write_event(event)
+            self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
             self._writer.flush()
         except OSError as error:
             self._enabled = False

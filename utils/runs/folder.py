@@ -180,9 +180,13 @@ class OutputFolder(HeldFolder):
                 f"{owner}: corrupt, so the owner of this folder is unknown; give --restart and "
                 "--overwrite_output_dir to replace it, or another folder"
             )
-        differing = self._differences(found)
+        recorded = found or Owner(self.arguments)
+        differing = differences(
+            recorded.arguments, self.arguments, self._defaults, recorded.directory
+        )
         ours = found is not None and not differing
-        unfinished = found is not None and ours and not found.finished
+        unfinished = ours and not recorded.finished
+        self._ours, self._differing = ours, differing
         if ours and not unfinished and not output.overwrite_output_dir and not output.restart:
             return "finished"
         if output.should_continue and not (unfinished and checkpoint.find(self.path)):
@@ -200,11 +204,6 @@ class OutputFolder(HeldFolder):
             )
         self._spare_inputs()
         return "replace"
-
-    def _differences(self, found: Owner | None) -> list[str]:
-        if found is None:
-            return []
-        return differences(found.arguments, self.arguments, self._defaults, found.directory)
 
     def _files_to_remove(self) -> list[Path]:
         """List the files of an earlier run by their names; a model that no run put there stays."""
@@ -227,17 +226,15 @@ class OutputFolder(HeldFolder):
 
     def _clear(self) -> None:
         """Remove the files of an earlier run; move them aside if they cost rounds of IMP."""
-        owner = read_owner(self.path)
-        differing = self._differences(owner)
-        repeats = self._output.restart and owner is not None and not differing
-        other = f" ({summarize(differing)})" if differing else ""
+        other = f" ({summarize(self._differing)})" if self._differing else ""
         aside = None
         rounds = any((path / files.MASK).exists() for path in self._entries())
-        if (rounds or (self.path / files.TICKETS).exists()) and not repeats:
+        found = rounds or (self.path / files.TICKETS).exists()
+        if found and not (self._ours and self._output.restart):
             names = (files.REPLACED.format(number=number) for number in itertools.count(1))
             aside = next(self.path / name for name in names if not (self.path / name).exists())
             aside.mkdir()
-        elif differing:
+        elif other:
             files.warn(f"{self.path}: replaces the run there{other}")
         # run.json first: a half-removed run belongs to nobody.
         # tickets.json last: it shows that tickets are there.

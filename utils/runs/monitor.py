@@ -4,7 +4,6 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
@@ -16,12 +15,11 @@ from utils.pruning import masks
 from utils.runs.console import progress_bar, say
 from utils.runs.evaluation import Evaluator
 from utils.runs.losses import LossReader
-from utils.runs.run import INPUTS, input_digests
+from utils.runs.run import INPUTS, Run, input_digests
 from utils.runs.signals import Preempted, handled_by
 from utils.training import distributed, order
 from utils.training.trainer import Trainer
 
-RESTART = "or give --restart to start from scratch"
 GPU_READ_EVERY = 50  # steps between two reads of the losses on a GPU; a read waits for the device
 
 
@@ -145,24 +143,8 @@ class Monitor:
         position = None if content is None else (content["round"], content["step"])
         distributed.check_same({"checkpoint to resume from": position})
         if content is not None:
-            _check_inputs(self.run.path, self._inputs, content)
-            self._restore(content)
+            _restore(self.run, self._inputs, self._parts, content)
         return position
-
-    def _restore(self, content: dict[str, Any]) -> None:
-        try:
-            for part in self._parts:
-                part.load_state(content)
-            generators = content["generators"]
-            order.set_generator_state(generators[self.runtime.rank % len(generators)])
-        except UserError as error:
-            raise UserError(f"{error}; restore the file, {RESTART}") from error
-        except (OSError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # torch raises many kinds
-            raise UserError(
-                f"{self.run.path}: its checkpoint does not fit this run; remove it, {RESTART}"
-            ) from error
 
     def stop_if_asked(self) -> None:
         """End the process if a signal came; call it when a checkpoint has just been saved."""
@@ -181,12 +163,27 @@ class Monitor:
         return (self._total - self._step) * (time.monotonic() - self._started) / max(1, done)
 
 
-def _check_inputs(folder: Path, inputs: dict[str, str], content: dict[str, Any]) -> None:
-    """Raise UserError if a checkpoint's `content` names other inputs of the run."""
+def _restore(
+    run: Run, inputs: dict[str, str], parts: Sequence[Any], content: dict[str, Any]
+) -> None:
+    remedy = "or give --restart to start from scratch"
     for key, digest in inputs.items():
         # checkpoints of early versions lack some digests, or hold the first words of one
         if not f"{digest} ".startswith(f"{content.get(key, digest)} "):
             raise UserError(
-                f"{folder}: this run began with other {INPUTS[key]} than the same flags give now; "
-                f"restore those files (or library versions), {RESTART}"
+                f"{run.path}: this run began with other {INPUTS[key]} than the same flags give "
+                f"now; restore those files (or library versions), {remedy}"
             )
+    try:
+        for part in parts:
+            part.load_state(content)
+        generators = content["generators"]
+        order.set_generator_state(generators[run.experiment.runtime.rank % len(generators)])
+    except UserError as error:
+        raise UserError(f"{error}; restore the file, {remedy}") from error
+    except (OSError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # torch raises many kinds
+        raise UserError(
+            f"{run.path}: its checkpoint does not fit this run; remove it, {remedy}"
+        ) from error

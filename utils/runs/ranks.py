@@ -24,7 +24,7 @@ POLL_SECONDS = 0.25
 SIGNAL_SECONDS = 1.0  # after which the main thread has handled a signal, unless it waits
 LEAVE_SECONDS = 5.0  # that a rank waits for the others before it ends
 BROKEN_PIPE = 128 + signal.SIGPIPE  # exit code if the reader of stdout has ended, as of C programs
-REASON, PRINTED, LEFT, ALL_LEFT = "reason", "printed", "left", "all left"  # keys of the store
+REASON, LEFT, ALL_LEFT = "reason", "left", "all left"  # keys of the store
 
 
 class Ranks:
@@ -64,16 +64,10 @@ class Ranks:
 
         Without a message, this rank gives none and waits for that of another one.
         """
-        own = (self.rank, code, message)
+        own = json.dumps((self.rank, code, message))
         if message:
-            self._reached(self.store.compare_set, REASON, "", json.dumps(own))
-        first = json.loads(self._reached(self.store.get, REASON) or json.dumps(own))
-        both_refuse = self.rank == 0 and message and code == first[1] == 2
-        return own if both_refuse else tuple(first)
-
-    def printed(self) -> bool:
-        """Wait until rank 0 has printed the reason; return False if it has not."""
-        return self.rank > 0 and self._reached(self.store.wait, [PRINTED]) is not False
+            self._reached(self.store.compare_set, REASON, "", own)
+        return tuple(json.loads(self._reached(self.store.get, REASON) or own))
 
     def separate(self) -> None:
         """Let rank 0, which may host the store, end last."""
@@ -81,7 +75,6 @@ class Ranks:
             if self._reached(self.store.add, LEFT, 1) == self.size - 1:
                 self._reached(self.store.set, ALL_LEFT, "")
         else:
-            self._reached(self.store.set, PRINTED, "")
             self._reached(self.store.wait, [ALL_LEFT])
 
     def _reached(self, call: Callable[..., Any], *arguments: Any) -> Any:
@@ -116,17 +109,14 @@ def leave() -> None:
 
 
 def end(code: int, message: str) -> int:
-    """Print why the program ends, once for all ranks, and return its exit code.
-
-    An earlier reason of another rank replaces this one.
-    """
+    """Print why the program ends, unless another rank was first, and return the exit code."""
     if _ranks is None or _ranks.store is None:
         if _ranks or code == 1 or is_printing_process():  # a rank that met no other says why
             print_reason(code, message)
         return code
     _ending.acquire()
     rank, code, message = _ranks.first_reason(code, message)
-    if not _ranks.printed():
+    if rank == _ranks.rank:
         of_rank = code == 1 or (rank > 0 and code != signals.RESUME_EXIT_CODE)
         print_reason(code, f"process {rank}: {message}" if of_rank else message)
     _ranks.separate()

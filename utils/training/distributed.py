@@ -94,7 +94,7 @@ def check_same(values: dict[str, Any]) -> None:
     """Raise UserError in every process that names the first of `values` in which they differ."""
     first, *others = gather(values)
     for name, (rank, theirs) in itertools.product(first, enumerate(others, 1)):
-        if theirs[name] != first[name]:
+        if theirs.get(name, first[name]) != first[name]:
             raise UserError(
                 f"process {rank} has other {name} than process 0; give all processes the same "
                 "files and flags"
