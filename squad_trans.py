@@ -57,12 +57,9 @@ def main() -> None:
     # data
     data = released.squad_config(config.data) if config.training.as_released else config.data
     task = SquadTask.load(data, config.model, config.training, config.output)
-    if config.finds_tickets:
-        say("squad_trans.py finds tickets (IMP): no --dir is given")
-    elif config.training.do_train:
-        say("squad_trans.py trains one network: --dir is given")
-    else:
-        say("squad_trans.py evaluates")
+    if config.training.do_train:
+        job = "finds tickets (IMP): no" if config.finds_tickets else "trains one network:"
+        say(f"squad_trans.py {job} --dir is given")
 
     # model (pre-trained, random or perturbed weights)
     experiment = Experiment.prepare(task, config, runtime, config.subnetwork)

@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 
 from utils.errors import UserError
 
-THREADS = os.cpu_count() or 1
 # A number below these fits the libraries' integers, and as float32 with room to compute.
-LIMITS = {int: 2**31, float: 1e35}
+LIMITS = {int: (f"> {-(2**31)}", f"< {2**31}"), float: ("> -1e35", "< 1e35")}
 
 
 def flag(default: Any, text: str, *, bounds: str = "", **options: Any) -> Any:
@@ -31,23 +30,23 @@ def defaults(**values: Any) -> Any:
     return dataclasses.field(metadata={"defaults": values})
 
 
+def _threads() -> Any:
+    cores = os.cpu_count() or 1
+    return flag(cores, "threads of the tokenizer (ours: all cores)", bounds=">= 1, < 4097")
+
+
 def check_bounds(config: Any) -> None:
     """Raise UserError for the first flag of a config dataclass outside its bounds."""
     compare = {">": operator.gt, ">=": operator.ge, "<": operator.lt}
     for field in dataclasses.fields(config):
         value, bounds = getattr(config, field.name), field.metadata.get("bounds", "")
-        for number in value if isinstance(value, tuple | list) else (value,):
-            limit = LIMITS.get(type(number))
-            if limit is None:
+        for number in value if isinstance(value, tuple) else (value,):
+            if type(number) not in LIMITS:
                 continue
-            parts = (f"> {-limit}", f"< {limit}", *filter(None, bounds.split(", ")))
-            ends = {part[0]: part for part in parts}  # the last lower and the last upper bound
-            if not all(
-                compare[sign](number, float(end)) for sign, end in map(str.split, ends.values())
-            ):
-                raise UserError(
-                    f"--{field.name} {number} must be a number {', '.join(ends.values())}"
-                )
+            parts = (*LIMITS[type(number)], *filter(None, bounds.split(", ")))
+            ends = {part[0]: part for part in parts}.values()  # the last lower and upper bound
+            if not all(compare[sign](number, float(end)) for sign, end in map(str.split, ends)):
+                raise UserError(f"--{field.name} {number} must be a number {', '.join(ends)}")
 
 
 def flag_values(config: Any) -> dict[str, Any]:
@@ -124,9 +123,7 @@ class SquadConfig:
     verbose_logging: bool = flag(
         False, "report answers widened to whole words and questions without a valid answer"
     )
-    threads: int = flag(
-        THREADS, "threads of the tokenizer (ours: all cores)", bounds=">= 1, < 4097"
-    )
+    threads: int = _threads()
 
     @property
     def v2_scores(self) -> bool:
@@ -146,9 +143,7 @@ class TextConfig:
         None, "WordPieces of a block, [CLS] and [SEP] included; left out, 512 or what the model has"
     )
     line_by_line: bool = flag(False, "make each line a row instead of cutting blocks of a stream")
-    threads: int = flag(
-        THREADS, "threads of the tokenizer (ours: all cores)", bounds=">= 1, < 4097"
-    )
+    threads: int = _threads()
 
     def __post_init__(self) -> None:
         if not self.mlm:

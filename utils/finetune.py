@@ -23,10 +23,7 @@ from utils.training.trainer import StepPlan, Trainer
 
 
 def attach_mask(model: BertTaskModel, mask_file: str | None) -> MaskInfo:
-    """Attach the mask in `mask_file` to the model and describe it; None leaves the model dense.
-
-    Raises UserError naming file and key.
-    """
+    """Attach the mask in a file, if any, and describe it. Raises UserError naming file and key."""
     if mask_file is None:
         return DENSE
     path = Path(mask_file)

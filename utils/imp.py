@@ -203,7 +203,6 @@ def find_tickets(
         trainer.reset_optimizer()
         round_, start = round_ + 1, schedule.first_step(round_ + 1)
         monitor.save_checkpoint(round_, start)
-        monitor.stop_if_asked()
 
 
 def train_to_theta_i(

@@ -17,10 +17,7 @@ _NAMES |= {list: "a list", dict: "an object", NoneType: "null"}
 
 
 def read(path: Path, kind: type[Kind]) -> Kind | None:
-    """Return the JSON file `path` as the dataclass `kind`, None if there is no such file.
-
-    Raises UserError that names the file and the wrong key if it is unreadable or corrupt.
-    """
+    """Return a JSON file as a dataclass, None if missing. Raises UserError naming file and key."""
     try:
         return from_json(kind, parse(path.read_bytes()))
     except (FileNotFoundError, NotADirectoryError):

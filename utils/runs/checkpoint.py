@@ -51,10 +51,7 @@ def find(folder: Path) -> list[Checkpoint]:
 
 
 def save(folder: Path, content: dict[str, Any]) -> None:
-    """Write `content` with its "round" and "step", verify it, remove older checkpoints but one.
-
-    Raises OSError if the disk fails; the older checkpoints stay then.
-    """
+    """Write and verify `content`, then remove older checkpoints but one. Raises OSError."""
     new = folder / f"{files.STATE}-new.pt"
     with files.atomic_file(new) as temporary, files.open_for_torch(temporary) as stream:
         torch.save(content, stream)

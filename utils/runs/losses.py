@@ -28,10 +28,7 @@ class LossReader:
         self.unread.append((step, torch.stack((loss.float(), grad_norm.float())), batches))
 
     def read(self, round_name: str) -> None:
-        """Fetch and check the values of the unread steps, at least one.
-
-        Raises UserError naming step and rows of a loss or norm that is not finite.
-        """
+        """Fetch the unread steps, at least one. Raises UserError if a value is not finite."""
         values = torch.stack([pair for _, pair, _ in self.unread]).tolist()
         for (step, _, batches), (loss, norm) in zip(self.unread, values, strict=True):
             wrong = None if math.isfinite(loss) else f"the loss is {loss}"

@@ -23,7 +23,7 @@ from utils.training.trainer import Trainer
 GPU_READ_EVERY = 50  # steps between two reads of the losses on a GPU; a read waits for the device
 
 
-class Monitor:
+class Monitor(contextlib.ExitStack[bool | None]):
     """Follows the optimizer steps of a run, `total_steps` in all its rounds; a context manager.
 
     `periodic` holds (n, early, call): `call(step)` runs `early` steps before each n-th global step,
@@ -37,6 +37,7 @@ class Monitor:
         total_steps: int,
         periodic: Sequence[tuple[int, int, Callable[[int], Any]]],
     ) -> None:
+        super().__init__()
         self.trainer, self.run, self.events = trainer, evaluator.run, evaluator.events
         self.runtime, logging_steps = trainer.runtime, trainer.config.logging_steps
         self._periodic = [(logging_steps, 0, self._log), *periodic]
@@ -50,17 +51,12 @@ class Monitor:
         self._signal: int | None = None
         self._inputs: dict[str, str] = {}
         self._parts: tuple[Any, ...] = (trainer,)
-        self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        self._open.callback(self.events.close)
-        self._open.enter_context(handled_by(self._on_signal))
-        bar = progress_bar(self._total, shown=self.runtime.is_main)
-        self._bar = self._open.enter_context(bar)
+        self.callback(self.events.close)
+        self.enter_context(handled_by(self._on_signal))
+        self._bar = self.enter_context(progress_bar(self._total, shown=self.runtime.is_main))
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._signal = number
@@ -105,8 +101,11 @@ class Monitor:
             self.trainer.model.train()
         if save or stop:
             self.save_checkpoint(self._round, step)
-        if stop:
-            self._stop()
+        if stop and self._signal is None:
+            raise Preempted("")  # a signal to another rank, which says so
+        if stop and self._signal:
+            saved = f"checkpoint saved in {self.run.path}; the same command resumes from here"
+            raise Preempted(f"{signal.Signals(self._signal).name}: {saved}")
 
     def read_losses(self) -> None:
         """Read the losses since the last read. Raises UserError if one is not finite."""
@@ -145,17 +144,6 @@ class Monitor:
         if content is not None:
             _restore(self.run, self._inputs, self._parts, content)
         return position
-
-    def stop_if_asked(self) -> None:
-        """End the process if a signal came; call it when a checkpoint has just been saved."""
-        if distributed.any_of(self.runtime, self._signal is not None)[0]:
-            self._stop()
-
-    def _stop(self) -> None:
-        if self._signal is None:
-            raise Preempted("")  # a signal to another rank, which says so
-        saved = f"checkpoint saved in {self.run.path}; the same command resumes from here"
-        raise Preempted(f"{signal.Signals(self._signal).name}: {saved}")
 
     def time_left(self) -> float:
         """Return the seconds to the end at the pace of this process, evaluations included."""

@@ -117,8 +117,8 @@ def end(code: int, message: str) -> int:
     _ending.acquire()
     rank, code, message = _ranks.first_reason(code, message)
     if rank == _ranks.rank:
-        of_rank = code == 1 or (rank > 0 and code != signals.RESUME_EXIT_CODE)
-        print_reason(code, f"process {rank}: {message}" if of_rank else message)
+        is_signal = code == signals.RESUME_EXIT_CODE
+        print_reason(code, message if is_signal else message and f"process {rank}: {message}")
     _ranks.separate()
     return code
 

@@ -132,10 +132,8 @@ def code_commit(root: Path = ROOT) -> str:
     """Return the git commit of this code, with "+changes" if files differ; "unknown" without it."""
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        found = subprocess.run(
-            [*command, "--dirty=+changes"], capture_output=True, text=True, timeout=5, check=True
-        )
-        return found.stdout.strip()
+        options: Any = {"stderr": subprocess.DEVNULL, "text": True, "timeout": 5}
+        return str(subprocess.check_output([*command, "--dirty=+changes"], **options)).strip()
     return "unknown"
 
 

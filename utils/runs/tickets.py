@@ -64,10 +64,7 @@ def restore_tickets(
 
 
 def mask_of_model(folder: Path, model_folder: Path) -> MaskInfo | None:
-    """Return the mask that the model in `model_folder` was trained with, None if not by IMP.
-
-    Raises UserError if tickets.json is missing or corrupt.
-    """
+    """Return the mask that a saved model was trained with, None if not by IMP. Raises UserError."""
     tickets = read_tickets(folder)
     if tickets is None:
         if any((each / files.MASK).exists() for each in files.model_folders(folder)):

@@ -72,10 +72,9 @@ class Trainer:
     def step(
         self, batches: list[np.ndarray], learning_rate: float, seed_path: tuple[int, ...]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take one optimizer step on the mean loss over `batches`.
+        """Take one optimizer step on the mean loss over `batches`; `seed_path`: seed, round, step.
 
-        `seed_path` is (seed, round, step). Returns the loss, [], and the
-        gradient norm before clipping, [].
+        Returns the loss, [], and the gradient norm before clipping, [].
         """
         self.optimizer.set_lr(learning_rate)
         self.optimizer.zero_grad(set_to_none=True)
