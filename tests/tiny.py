@@ -3,12 +3,13 @@
 import json
 import random
 import re
+import shutil
 import string
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import BertConfig, BertForPreTraining
+from transformers import BertConfig, BertForPreTraining, BertForSequenceClassification
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = re.findall(
@@ -94,6 +95,15 @@ def bert(
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in VOCABULARY))
     settings = {"do_lower_case": True}  # no length limit
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def classifier(bert: Path, folder: Path) -> Path:
+    """Copy a BERT and add the head of a task with two labels, which evaluations need."""
+    shutil.copytree(bert, folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertForSequenceClassification.from_pretrained(folder).save_pretrained(folder)
     return folder
 
 

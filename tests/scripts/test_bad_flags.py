@@ -4,6 +4,7 @@ from pathlib import Path
 
 import launch
 import pytest
+import tiny
 from refusals import assert_refused, check, content, flags
 
 
@@ -131,9 +132,15 @@ def test_an_output_folder_that_is_a_file(offline_start, good_inputs, tmp_path):
 
 @pytest.mark.parametrize("script", ["glue_trans.py", "oneshot.py"])
 @pytest.mark.parametrize("name", ["out", "out/deeper", 300 * "x"])
-def test_an_output_folder_that_cannot_be_made(offline_start, good_inputs, tmp_path, script, name):
+def test_an_output_folder_that_cannot_be_made(
+    offline_start, good_inputs, tmp_path, tmp_path_factory, script, name
+):
     (tmp_path / "out").write_text("mine")
-    evaluating = {"do_train": None} if script == "glue_trans.py" else {}
+    evaluating = {}
+    if script == "glue_trans.py":
+        model = tmp_path_factory.mktemp("trained") / "bert"
+        tiny.classifier(good_inputs / "bert2", model)
+        evaluating = {"do_train": None, "model_name_or_path": model}
     command = flags(good_inputs, script, output_dir=tmp_path / name, **evaluating)
     ended = offline_start(script, *command, cwd=tmp_path)
     assert_refused(ended, script, tmp_path / Path(name).parts[0])

@@ -8,6 +8,7 @@ import shutil
 
 import launch
 import pytest
+import tiny
 import torch
 from interrupted_runs import (
     fine_tuning,
@@ -139,7 +140,8 @@ def test_a_resumed_run_keeps_the_evaluations_in_its_folder(inputs, tmp_path, at_
     interrupted(inputs, out, at_step, step=7)
     rows = (out / files.RESULTS).read_bytes()
     flags = [flag for flag in glue(inputs) if flag != "--do_train"]
-    launch.done("LT_glue.py", "--output_dir", out, *flags)
+    model = tiny.classifier(inputs / "bert", tmp_path / "trained")
+    launch.done("LT_glue.py", "--output_dir", out, *flags, "--model_name_or_path", model)
     evaluation = (out / files.RESULTS).read_bytes().removeprefix(rows)
     with (out / files.RESULTS).open("ab") as file:  # a killed run's: after its checkpoint
         file.write(rows + rows[:50])
@@ -169,6 +171,7 @@ def test_half_a_row_in_the_results_is_reported_and_the_next_row_gets_its_own_lin
     """
     out = tmp_path / "out"
     flags = [flag for flag in glue(inputs) if flag != "--do_train"]
+    flags += ["--model_name_or_path", tiny.classifier(inputs / "bert", tmp_path / "trained")]
     command = ["glue_trans.py", "--output_dir", out, *flags, "--dir", "pre"]
     assert launch.run(*command).code == 0
     results = out / "results.jsonl"

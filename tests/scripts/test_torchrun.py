@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import struct
 import subprocess
@@ -17,7 +16,6 @@ import tiny
 from launch import results
 from refusals import assert_refused
 from tensorboardX.proto.event_pb2 import Event
-from transformers import BertForSequenceClassification
 
 MINUTE = 60  # seconds after which the others must have ended if one process is lost
 
@@ -27,8 +25,7 @@ def data(tmp_path_factory):
     """A BERT without dropout, which differs between processes, and data of odd sizes."""
     folder = tmp_path_factory.mktemp("distributed")
     tiny.bert(folder / "bert", dropout=0.0)
-    trained = shutil.copytree(folder / "bert", folder / "trained")
-    BertForSequenceClassification.from_pretrained(trained).save_pretrained(trained)
+    tiny.classifier(folder / "bert", folder / "trained")
     tiny.glue(folder / "MRPC", "MRPC", train=17, dev=13)  # the third batch has one row, for rank 0
     tiny.squad(folder / "squad", train=3, dev=3)
     tiny.text(folder / "text", train=41, valid=23)
