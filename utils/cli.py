@@ -105,8 +105,8 @@ def _add_flag(parser: Any, field: dataclasses.Field[Any], changed: dict[str, Any
         options["default"] = default
     parser.add_argument(*names, help=text, **options)
     if negation:
-        text = f"undo --{field.name} (ours)"
-        parser.add_argument(negation, dest=field.name, action="store_false", help=text)
+        undo: Any = {"dest": field.name, "action": "store_false", "default": argparse.SUPPRESS}
+        parser.add_argument(negation, help=f"undo --{field.name} (ours)", **undo)
 
 
 def _build(config_class: Any, values: dict[str, Any]) -> Any:
