@@ -1,17 +1,12 @@
 """Make a mask in one shot: magnitude pruning of BERT's weights (OMP), or a random mask (m_RP)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from utils import cli, files
 from utils.config import ModelConfig, flag
 
 METHODS = {"magnitude": "omp", "random": "random"}  # --method -> method of the mask's origin
-MODELS = {  # --model -> class in modeling/bert.py
-    "glue": "SequenceClassifier",
-    "squad": "QuestionAnswerer",
-    "pretrain": "MaskedLanguageModel",
-}
 
 
 @dataclass(frozen=True)
@@ -25,7 +20,9 @@ class Config:
         choices=["pre", "rand"],
     )
     model: str = flag(
-        ..., "the task model; all three share the encoder and so the mask", choices=list(MODELS)
+        ...,
+        "the task model; all three share the encoder and so the mask",
+        choices=["glue", "squad", "pretrain"],
     )
     rate: float = flag(..., "sparsity of the mask, from 0 to below 1", bounds=">= 0, < 1")
     method: str = flag(
@@ -41,7 +38,7 @@ class Config:
         "folder for mask.pt; left out, tmp/oneshot/WEIGHT_MODEL_RATE, with _random for --method "
         "random, and with _seedSEED if the mask depends on the seed (ours)",
     )
-    overwrite: bool = flag(False, "replace a file that other flags made (ours)")
+    overwrite: bool = flag(False, "replace a file with another content (ours)")
 
 
 def main() -> None:
@@ -50,28 +47,27 @@ def main() -> None:
     with cli.imports_without_gc():
         from utils.modeling import bert
         from utils.pruning import criteria, mask_files, masks
-        from utils.pruning.origin import Origin, check_replaceable
+        from utils.pruning.origin import Origin
 
     source, cache_dir = config.base.model_name_or_path, config.base.cache_dir
 
     bert_config = bert.load_config(config.base.config_source, cache_dir)
-    model_class = getattr(bert, MODELS[config.model])
-    model = bert.load_model(model_class, source, bert_config, config.seed, config.weight, cache_dir)
+    model = bert.load_model(
+        bert.SequenceClassifier, source, bert_config, config.seed, config.weight, cache_dir
+    )
 
     if config.method == "random":
         mask = criteria.random(masks.shapes(model), config.rate, config.seed)
     else:
         mask = criteria.magnitude(masks.weights(model), config.rate)
 
-    draws = config.method == "random" or config.weight == "rand"
     name = f"{config.weight}_{config.model}_{config.rate}"
-    name += "_random" * (config.method == "random") + f"_seed{config.seed}" * draws
+    name += "_random" if config.method == "random" else ""
+    name += f"_seed{config.seed}" if "rand" in name else ""  # it is drawn
     path = Path(config.output_dir or f"tmp/oneshot/{name}") / files.MASK
     method, seed = METHODS[config.method], config.seed
     origin = Origin(method=method, seed=seed, weight=config.weight, model=source)
-    made = replace(origin, seed=seed if draws else None, sparsity=round(masks.sparsity(mask), 9))
-    check_replaceable(path, made, config.overwrite, (source, config.base.config_name))
-    mask_files.save(mask, path, origin)
+    mask_files.save(mask, path, origin, config.overwrite)
     total = sum(keep.numel() for keep in mask.values())
     dropped = total - sum(int(keep.sum()) for keep in mask.values())
     print(

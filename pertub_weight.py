@@ -5,6 +5,7 @@ from pathlib import Path
 
 from utils import cli
 from utils.config import ModelConfig, flag
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Config:
         "file to write, to give to --weight_pertub; left out, tmp/shuffle_weight.pt, or with "
         "another mode or seed tmp/MODE_weight_seedSEED.pt (ours)",
     )
-    overwrite: bool = flag(False, "replace a file that other flags made (ours)")
+    overwrite: bool = flag(False, "replace a file with another content (ours)")
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
     with cli.imports_without_gc():
         from utils.modeling import bert, saving
         from utils.pruning import perturbation
-        from utils.pruning.origin import Origin, check_replaceable
+        from utils.pruning.origin import Origin
 
     source, cache_dir = config.model.model_name_or_path, config.model.cache_dir
 
@@ -49,8 +50,9 @@ def main() -> None:
     name = f"{config.mode}{sigma or ''}_weight_seed{config.seed}"
     name = "shuffle_weight" if name == "layers_weight_seed42" else name  # as in released commands
     path = Path(config.output or f"tmp/{name}.pt")
-    check_replaceable(path, origin, config.overwrite, (source, config.model.config_name))
-    saving.save_weights(weights, path, origin)
+    if source and Path(source).resolve() in (path.resolve(), path.resolve().parent):
+        raise UserError(f"--output {path}: in {source}, the model that is read; give another path")
+    saving.save_weights(weights, path, origin, config.overwrite)
     mode = perturbation.MODES[config.mode]
     print(f"{path}: {len(weights)} weight matrices of {source}, {mode}")
 

@@ -124,7 +124,7 @@ def imp(args: argparse.Namespace) -> None:
     train, dev = (
         glue.load(spec, args.data, split, tokenizer, args.length) for split in ("train", "dev")
     )
-    model = load(args.model, spec.num_labels)
+    model = load(args.model, len(spec.classes))
     theta = copy.deepcopy(model.state_dict())
     order = np.random.default_rng(args.seed)
     for round_ in range(args.rounds):

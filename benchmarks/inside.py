@@ -62,7 +62,7 @@ def step(args: argparse.Namespace, way: str) -> Work:
     """Full training steps: 32 rows of at most 128 tokens; 16 windows of at most 384 for SQuAD."""
     task, size, length = load_task(args)
     rows = task.train.rows
-    labels = task.spec.num_labels if isinstance(task, GlueTask) else 2
+    labels = len(task.spec.classes) if isinstance(task, GlueTask) else 2
     model = masked_model(task.model_class, args, way, labels)
     precision = "bf16" if args.bf16 else "fp32"
 
@@ -98,7 +98,7 @@ def load_task(args: argparse.Namespace) -> tuple[Any, int, int]:
         return SquadTask(squad, tokenizer, config(args), train, None), 16, 384
     spec, folder = glue.find_spec(args.task), args.data / "glue_data" / args.task
     train, dev = (glue.load(spec, folder, split, tokenizer, 128) for split in ("train", "dev"))
-    task = GlueTask(spec, tokenizer, config(args, labels=spec.num_labels), train, {"dev": dev})
+    task = GlueTask(spec, tokenizer, config(args, labels=len(spec.classes)), train, {"dev": dev})
     return task, 32, 128
 
 
@@ -110,7 +110,7 @@ def evaluation(args: argparse.Namespace, way: str) -> Work:
     rows = baseline.make_rows(
         [list(ids) for ids, _ in chosen], [list(types) for _, types in chosen]
     )
-    model = masked_model(task.model_class, args, way, task.spec.num_labels)
+    model = masked_model(task.model_class, args, way, len(task.spec.classes))
     figures = {"task": args.task, "tokens": int(rows.starts[-1]), "padded": length * len(rows)}
     if way == "ours":
         return lambda _: task.predict(model, rows, Runtime(CPU)), lambda _: figures

@@ -25,9 +25,8 @@ def glue(inputs):
 def squad(inputs, data):
     return (
         f"--model_name_or_path {inputs}/bert --train_file {data}/train-v1.1.json "
-        f"--predict_file {data}/dev-v1.1.json --do_train --do_eval --do_lower_case "
-        "--max_seq_length 48 --doc_stride 16 --max_query_length 12 "
-        "--per_gpu_train_batch_size 4 --no_cuda"
+        f"--predict_file {data}/dev-v1.1.json --do_train --do_eval --do_lower_case --no_cuda "
+        "--max_seq_length 48 --doc_stride 16 --max_query_length 12 --per_gpu_train_batch_size 4"
     ).split() + ROUNDS
 
 

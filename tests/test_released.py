@@ -30,6 +30,7 @@ from utils.config import (
     RunConfig,
     SquadConfig,
 )
+from utils.data.rows import batches_by_length
 from utils.data.squad import SquadExample
 from utils.errors import UserError
 from utils.imp import SPARSITIES, ImpSchedule
@@ -138,9 +139,9 @@ def test_rows_are_padded_to_one_length(folder):
 def test_evaluation_batches_are_sized_by_the_padded_length():
     lengths = [3, 40, 7, 12, 40, 5]
     rows = baseline.make_rows([[1] * n for n in lengths], [[0] * n for n in lengths])
-    batches = released.padded_batches(rows, 2048)
+    batches = batches_by_length(rows, 2048)
     assert [batch.tolist() for batch in batches] == [[1, 4], [3, 2], [5, 0]]
-    assert [len(batch) for batch in released.padded_batches(rows, 5000)] == [1] * 6
+    assert [len(batch) for batch in batches_by_length(rows, 5000)] == [1] * 6
 
 
 def test_glue_logits_are_those_of_packed_rows(folder):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from utils.config import SquadConfig
-from utils.data.rows import EVALUATION_TOKENS, Rows
+from utils.data.rows import Rows, batches_by_length
 from utils.data.seeds import derive_seed
 from utils.errors import UserError
 from utils.imp import SPARSITIES, ImpSchedule
@@ -37,8 +37,7 @@ def apply(experiment: Experiment) -> Experiment:
     if isinstance(task, GlueTask):
         task = ReleasedGlueTask(**_fields(task), length=arguments["max_seq_length"])
     elif isinstance(task, SquadTask):
-        values = {**_fields(task), "config": squad_config(task.config)}
-        task = ReleasedSquadTask(**values, length=arguments["max_seq_length"])
+        task = ReleasedSquadTask(**_fields(task), length=arguments["max_seq_length"])
     elif isinstance(task, MlmTask):
         batch_size = arguments["per_gpu_eval_batch_size"]
         task = ReleasedMlmTask(**_fields(task), batch_size=batch_size)
@@ -166,13 +165,6 @@ def pack_padded(rows: Rows, indices: np.ndarray, length: int) -> Packed:
     return replace(packed, lengths=torch.from_numpy(lengths.astype(np.int64)), full=full)
 
 
-def padded_batches(rows: Rows, length: int) -> list[np.ndarray]:
-    """Return row numbers in evaluation batches of rows padded to `length`, longest first."""
-    order = np.argsort(-rows.lengths(), kind="stable")
-    size = max(1, EVALUATION_TOKENS // length)
-    return np.split(order, range(size, len(order), size))
-
-
 @dataclass
 class PaddedTask(LabelledTask):
     """Rows padded to `length` tokens, and whole batches, so that sums round as they did."""
@@ -183,7 +175,7 @@ class PaddedTask(LabelledTask):
         return pack_padded(rows, indices, self.length)
 
     def _batches_by_length(self, rows: Rows) -> list[np.ndarray]:
-        return padded_batches(rows, self.length)
+        return batches_by_length(rows, self.length)
 
     def row_lengths(self, rows: np.ndarray) -> np.ndarray | None:
         """Return None: a batch is not split."""

@@ -20,7 +20,7 @@ def cached(path, overwrite=False):
         calls.append(1)
         return ARRAYS
 
-    found = cached_arrays(path, set(ARRAYS), build, overwrite)
+    found = cached_arrays(path, build, overwrite)
     assert found.keys() == ARRAYS.keys()
     assert all(np.array_equal(found[name], ARRAYS[name]) for name in ARRAYS)
     return len(calls)

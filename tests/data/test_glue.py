@@ -210,15 +210,6 @@ def test_many_texts_are_tokenized_in_chunks(monkeypatch):
     )
 
 
-def test_the_truncation_of_another_caller_is_ignored_and_kept():
-    tokenizer = word_tokenizer()
-    tokenizer.backend_tokenizer.enable_truncation(2)
-    tokenizer.backend_tokenizer.enable_padding(length=7)
-    rows = features(examples_of(["a b c"]), tokenizer, 9)
-    assert rows_of(rows) == [([1, 3, 4, 5, 2], [0] * 5)]
-    assert tokenizer.backend_tokenizer.truncation["max_length"] == 2
-
-
 @pytest.mark.parametrize(("text_b", "length"), [(None, 2), (["b"], 3)])
 def test_a_length_without_room_for_text_is_refused(text_b, length):
     with pytest.raises(UserError, match=f"--max_seq_length {length}"):

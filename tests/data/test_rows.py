@@ -18,24 +18,18 @@ def tokenizer_of(words, lower):
     return BertTokenizer(vocab=vocabulary, do_lower_case=lower)
 
 
-UNCASED, CASED = ["cat", "the"], ["cat", "The"]
+UNCASED = ["cat", "the"]
 
 
 @pytest.mark.parametrize(
-    "words, lower, cause",
-    [
-        (UNCASED, False, "has no capitals; give --do_lower_case"),
-        (CASED, True, "has capitals, but the text is lower-cased; leave out --do_lower_case"),
-        (UNCASED, True, "does not fit this text"),
-        (CASED, False, "does not fit this text"),
-    ],
+    "lower, case", [(False, "text is not lower-cased"), (True, "text is lower-cased")]
 )
-def test_the_warning_names_file_figure_and_cause(capsys, words, lower, cause):
+def test_the_warning_names_file_figure_and_case(capsys, lower, case):
     ids = np.array([CLS, *([5] * 88), *([UNKNOWN] * 12), SEP])
-    warn_of_unknown(Path("train.tsv"), tokenizer_of(words, lower), ids)
+    warn_of_unknown(Path("train.tsv"), tokenizer_of(UNCASED, lower), ids)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: train.tsv: 12.0% of the tokens are unknown ([UNK])")
-    assert cause in line
+    assert case in line and "--do_lower_case" in line
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.uint16])

@@ -385,9 +385,7 @@ def test_a_shared_context_is_kept_once(tokenizer):
     [
         (20, 15, 16, "--doc_stride 15: must be smaller than the 15"),
         (20, 400, 16, "--doc_stride 400"),
-        (20, 0, 16, "--doc_stride 0"),
         (4, 1, 16, "smaller than the 0"),
-        (20, 5, 0, "--max_query_length 0"),
     ],
 )
 def test_settings_that_leave_no_room(tokenizer, length, stride, query, flag):
@@ -484,16 +482,6 @@ def test_cache_knows_what_it_was_made_from(tmp_path, tokenizer, counted):
     written(tmp_path, document("One two, four."))
     assert "u" in pieces(tokenizer, loaded(path, tokenizer)[1], 0)[-4]
     assert counted.count == 7
-
-
-def test_cache_outlives_the_tokenizers_last_truncation(tmp_path, tokenizer, counted):
-    path = written(tmp_path, document())
-    loaded(path, tokenizer)
-    tokenizer("one two", truncation=True, max_length=3, padding="max_length")
-    found = loaded(path, tokenizer)[1]
-    assert counted.count == 1
-    again = loaded(path, tokenizer, overwrite_cache=True)[1]
-    assert counted.count == 2 and np.array_equal(found.rows.ids, again.rows.ids)
 
 
 def test_cache_can_lie_elsewhere(tmp_path, tokenizer):

@@ -160,15 +160,6 @@ def test_wikipedia_as_a_whole(real_data, tmp_path, monkeypatch):
     assert len(blocks) == len(blocks.ids) // 510
 
 
-def test_the_callers_truncation_and_padding_do_not_matter(tmp_path, corpus):
-    tokenizer = tokenizer_of(tmp_path / "own")
-    before = load(corpus, tokenizer, overwrite_cache=True).ids.tolist()
-    tokenizer.backend_tokenizer.enable_truncation(2)
-    tokenizer.backend_tokenizer.enable_padding(length=50)
-    assert load(corpus, tokenizer, overwrite_cache=True).ids.tolist() == before
-    assert tokenizer.backend_tokenizer.truncation["max_length"] == 2
-
-
 # ---- blocks and lines
 
 

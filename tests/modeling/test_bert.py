@@ -221,7 +221,7 @@ def test_weights_and_their_origin_are_saved_and_replace_the_encoder(folder, tmp_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.pop("bert.pooler.dense.weight"), "weight bert.pooler.dense.weight is missing"),
+        (lambda w: w.pop("bert.pooler.dense.weight"), "key bert.pooler.dense.weight is missing"),
         (lambda w: w.update({"bert.pooler.dense.weight": torch.zeros(2, 2)}), "has shape (2, 2)"),
         (lambda w: w["bert.pooler.dense.weight"].fill_(torch.nan), "holds NaN or infinite values"),
     ],

@@ -7,8 +7,7 @@ import pytest
 import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import BertWordPieceTokenizer, Tokenizer
-from tokenizers.normalizers import NFD, Lowercase, Sequence, StripAccents
+from tokenizers import BertWordPieceTokenizer
 
 from utils.errors import UserError
 from utils.modeling.bert import (
@@ -113,36 +112,24 @@ def test_ids_beyond_the_embeddings_are_refused_though_the_words_are_few(model, t
 # ---- case
 
 
-NORMALIZERS = {
-    "lower": None,
-    "cased": None,
-    "none": None,
-    "accents": Sequence([NFD(), StripAccents()]),
-    "sequence": Sequence([Lowercase()]),
-}
+OTHERS = {"none": None, "sequence": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}}
 
 
-@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("normalizer", ["lower", "cased", *OTHERS])
 def test_the_case_of_tokenizer_json_is_followed_unless_a_flag_or_setting_decides(
     tmp_path, normalizer
 ):
-    words = [*SPECIAL, "The", "the", "\u00e9", "e"]
+    words = [*SPECIAL, "The", "the"]
     vocabulary = {word: k for k, word in enumerate(words)}
-    own = BertWordPieceTokenizer(vocabulary, lowercase=normalizer == "lower", strip_accents=None)
+    own = BertWordPieceTokenizer(vocabulary, lowercase=normalizer == "lower")
     path = tmp_path / "tokenizer.json"
     own.save(str(path))
     write_vocabulary(tmp_path, "\n".join(words))
-    if normalizer not in ("lower", "cased"):
-        content = json.loads(path.read_text())
-        content["normalizer"] = None
+    if normalizer in OTHERS:
+        content = json.loads(path.read_text()) | {"normalizer": OTHERS[normalizer]}
         path.write_text(json.dumps(content))
-        other = Tokenizer.from_file(str(path))
-        if NORMALIZERS[normalizer]:
-            other.normalizer = NORMALIZERS[normalizer]
-        other.save(str(path))
-    is_lower, strips = normalizer in ("lower", "sequence"), normalizer in ("lower", "accents")
-    found = load_tokenizer(str(tmp_path), None).tokenize("The \u00e9")
-    assert found == ["the" if is_lower else "The", "e" if strips else "\u00e9"]
+    found = load_tokenizer(str(tmp_path), None).tokenize("The")
+    assert found == ["the" if normalizer in ("lower", "sequence") else "The"]
     assert load_tokenizer(str(tmp_path), True).tokenize("The") == ["the"]
     assert load_tokenizer(str(tmp_path), False).tokenize("The") == ["The"]
     for stated in (True, False):

@@ -99,10 +99,10 @@ def with_value(value):
             lambda m: {**m, QUERY: m[QUERY][:-1]},
             f"{QUERY} has shape \\(7, 8\\), this model needs \\(8, 8\\)",
         ),
-        (with_value(0.5), f"{QUERY} holds 0.5 at entry 10; a mask holds 0 and 1 only"),
-        (with_value(2), f"{QUERY} holds 2.0 at entry 10"),
-        (with_value(-1), f"{QUERY} holds -1.0 at entry 10"),
-        (with_value(float("nan")), f"{QUERY} holds nan at entry 10"),
+        (with_value(0.5), f"{QUERY} holds 0.5; a mask holds 0 and 1 only"),
+        (with_value(2), f"{QUERY} holds 2.0"),
+        (with_value(-1), f"{QUERY} holds -1.0"),
+        (with_value(float("nan")), f"{QUERY} holds nan"),
         (lambda m: {}, "holds a dict of tensors"),
         (lambda m: list(m.values()), "holds a dict of tensors, this one holds list"),
         (lambda m: m[QUERY], "holds a dict of tensors, this one holds Tensor"),
@@ -141,7 +141,7 @@ def test_a_wrong_mask_file_is_refused_with_file_and_key(
     ("content", "message"),
     [
         (lambda whole: None, "no such mask file"),
-        (lambda whole: b"", "the mask file is empty"),
+        (lambda whole: b"", "the mask file is truncated or corrupt"),
         (lambda whole: whole[: len(whole) // 2], "truncated or corrupt"),
         (lambda whole: whole[:-1], "truncated or corrupt"),
         (lambda whole: whole[:20], "corrupt|refused"),
@@ -203,12 +203,15 @@ def test_a_packed_mask_takes_one_bit_per_weight(tmp_path):
     ("size", "metadata", "message"),
     [
         (2, {"shapes": '{"k": [3, 3]}'}, "not a packed mask"),
-        (2, {mask_files.SHAPES: "{"}, "corrupt .bit_packed_shapes"),
-        (2, {mask_files.SHAPES: "{}"}, "key k"),
-        (2, {mask_files.SHAPES: '{"k": [3, 3], "l": [1]}'}, "key l"),
-        (1, {mask_files.SHAPES: '{"k": [3, 3]}'}, "2 bytes"),
-        (2, {mask_files.SHAPES: '{"k": [3, -3]}'}, "invalid shape"),
-        (2, {mask_files.SHAPES: '{"k": [3, 3]}'}, "after its last weight"),
+        (2, {mask_files.SHAPES: "{"}, "not a packed mask"),
+        (2, {mask_files.SHAPES: "{}"}, "of other keys"),
+        (2, {mask_files.SHAPES: '{"k": [3, 3], "l": [1]}'}, "of other keys"),
+        (
+            1,
+            {mask_files.SHAPES: '{"k": [3, 3]}'},
+            r"k holds uint8 \(1,\), not the bits of \[3, 3\]",
+        ),
+        (2, {mask_files.SHAPES: '{"k": [3, -3]}'}, "not the bits of"),
     ],
 )
 def test_corrupt_packed_masks_are_refused(tmp_path, size, metadata, message):
@@ -244,7 +247,7 @@ SPECIAL = {
 @pytest.mark.parametrize("kind", SPECIAL)
 def test_only_dense_tensors_of_a_known_type_load(tmp_path, kind, what):
     path = saved(tmp_path, {"good": torch.ones(2, 2), QUERY: SPECIAL[kind](torch.ones(2, 2))})
-    with pytest.raises(UserError, match=f"{path}: {QUERY} is a tensor of .*{kind}.*; save it as"):
+    with pytest.raises(UserError, match=f"{path}: {QUERY} is a tensor of another kind"):
         mask_files.load_tensors(path, what)
 
 
@@ -255,7 +258,7 @@ def test_weights_are_floats(tmp_path, dtype):
     name = QUERY.removesuffix("_mask")
     weights[name] = weights[name].to(dtype)
     path = saved(tmp_path, weights)
-    with pytest.raises(UserError, match=f"{path}: {name} is a tensor of .*; save it as a dense"):
+    with pytest.raises(UserError, match=f"{path}: {name} has the type .*, not a float"):
         load_initial_weights(model, str(path), "pre")
 
 

@@ -79,6 +79,6 @@ def test_capitals_without_lower_casing_are_reported_once_a_file(folder, name, ca
     load_task(folder, name, lower_case=False)
     lines = capsys.readouterr().err.splitlines()
     warnings = [line for line in lines if "[UNK]" in line]
-    assert len(warnings) == 2 and all("no capitals" in line for line in warnings)
+    assert len(warnings) == 2 and all("not lower-cased" in line for line in warnings)
     for file, line in zip(FILES[name], warnings, strict=True):
         assert str(folder / file) in line

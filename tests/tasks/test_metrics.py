@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.data.glue import SPECS, GlueSpec
+from utils.data.glue import SPECS
 from utils.tasks import metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,25 +84,6 @@ def test_degenerate_predictions_give_a_value_without_a_warning(task, predictions
         warnings.simplefilter("error")
         measured = glue_metrics(task, np.array(predictions, kind), np.array(labels, kind))
     assert measured == pytest.approx(expected, nan_ok=True)
-
-
-@pytest.mark.parametrize(
-    ("metric", "predictions", "labels"),
-    [
-        ("f1", [1], [1]),
-        ("acc", [1, 0], [1]),
-        ("acc", [], []),
-        ("acc", [[1, 0]], [[1, 0]]),
-    ],
-)
-def test_wrong_calls_are_refused(metric, predictions, labels):
-    with pytest.raises(ValueError, match=metric):
-        metrics.glue_metrics(metric, np.array(predictions), np.array(labels))
-
-
-def test_a_regression_cannot_be_scored_by_accuracy():
-    with pytest.raises(ValueError, match="pearson"):
-        GlueSpec("mine", None)
 
 
 def test_importing_the_metrics_imports_neither_scikit_learn_nor_scipy():

@@ -269,10 +269,10 @@ def test_verbose_names_widened_and_missing_answers(tokenizer, capsys):
     one_answer("gogos", 4, 4, tokenizer, n_best_size=1, verbose_logging=True)
     assert (
         capsys.readouterr().err
-        == "question 'q1': a span that starts inside a word was widened to 'gogos'\n"
+        == "warning: question 'q1': a span that starts inside a word was widened to 'gogos'\n"
     )
     answered([example("")], cut([example("")], tokenizer), [], [], verbose_logging=True)
-    assert capsys.readouterr().err == "question 'q1': no valid answer span\n"
+    assert capsys.readouterr().err == "warning: question 'q1': no valid answer span\n"
 
 
 # ---- SQuAD 2.0
@@ -385,7 +385,7 @@ def test_v1_and_v2_differ_where_a_gold_is_only_punctuation_or_articles():
     assert [(s["exact"], s["f1"]) for s in (v1, v2)] == [(100, 0), (100, 100)]
 
 
-def test_unanswered_questions_are_wrong_and_counted(capsys):
+def test_unanswered_questions_are_wrong():
     given = [
         example("one", "one"),
         example("two", "two", name="q2"),
@@ -393,10 +393,7 @@ def test_unanswered_questions_are_wrong_and_counted(capsys):
     ]
     scores = scored(given, {"q2": "two", "other": "x"})
     assert (scores["exact"], scores["total"]) == (pytest.approx(100 / 3), 3)
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1 and "2 of 3" in message and "'q1'" in message
     assert scored(given, {e.id: "x" for e in given})["exact"] == 0
-    assert capsys.readouterr().err == ""
 
 
 def test_v2_scores_by_kind_of_question():
@@ -444,12 +441,11 @@ def real(real_data, tmp_path_factory):
     return read_squad(path, v2=False)
 
 
-def test_gold_answers_of_the_real_dev_file_score_100_and_no_predictions_0(real, capsys):
+def test_gold_answers_of_the_real_dev_file_score_100_and_no_predictions_0(real):
     gold = scored(real, {e.id: e.answers[0][0] for e in real})
     assert (gold["exact"], gold["f1"], gold["total"]) == (100.0, 100.0, 10570)
     nothing = scored(real, {})
     assert (nothing["exact"], nothing["f1"], nothing["total"]) == (0.0, 0.0, 10570)
-    assert "10570 of 10570" in capsys.readouterr().err
 
 
 def test_v1_scores_agree_with_torchmetrics(real):

@@ -12,7 +12,7 @@ import numpy as np
 from transformers import BertTokenizer
 
 from utils import files
-from utils.data.rows import LabelledRows, Rows, plain_tokenizer
+from utils.data.rows import LabelledRows, Rows
 from utils.errors import UserError
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -47,15 +47,6 @@ class GlueSpec:
     metric: str = "acc"  # of the paper's tables: "acc", "mcc" or "pearson" (regression)
     with_f1: bool = False  # F1 of the positive class beside the accuracy
     torn: bool = False  # the public files have a few rows with too few columns, to be left out
-
-    def __post_init__(self) -> None:
-        if (self.labels is None) != (self.metric == "pearson"):
-            raise ValueError(f"{self.name}: a regression, and only one, has the metric 'pearson'")
-
-    @property
-    def num_labels(self) -> int:
-        """Number of outputs of the head: the classes, or 1 for regression."""
-        return len(self.classes)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -198,7 +189,7 @@ def features(examples: GlueExamples, tokenizer: BertTokenizer, max_length: int) 
     room = max_length - (2 if texts_b is None else 3)
     if room < 1:
         raise UserError(f"--max_seq_length {max_length}: no room for text between special tokens")
-    plain = plain_tokenizer(tokenizer)
+    plain = tokenizer.backend_tokenizer
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
 
     def word_pieces(texts: list[str]) -> list[list[int]]:

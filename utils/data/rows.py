@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 from transformers import BertTokenizer
 
 from utils import files
@@ -59,29 +58,19 @@ def content_digest(*arrays: np.ndarray) -> str:
     return " ".join(parts)
 
 
-def batches_by_length(rows: Rows) -> list[np.ndarray]:
+def batches_by_length(rows: Rows, width: int | None = None) -> list[np.ndarray]:
     """Return row numbers in batches of similar length, longest first.
 
-    A batch has at most EVALUATION_TOKENS tokens after padding, or a single row.
+    A batch has at most EVALUATION_TOKENS tokens after padding (to `width` if given), or one row.
     """
     lengths = rows.lengths()
     order = np.argsort(-lengths, kind="stable")
     batches = []
     while len(order):
-        size = max(1, EVALUATION_TOKENS // int(lengths[order[0]]))
+        size = max(1, EVALUATION_TOKENS // (width or int(lengths[order[0]])))
         batches.append(order[:size])
         order = order[size:]
     return batches
-
-
-def plain_tokenizer(tokenizer: BertTokenizer) -> Tokenizer:
-    """Return a copy of the tokenizer's fast backend that neither truncates nor pads."""
-    original = tokenizer.backend_tokenizer
-    plain = Tokenizer.from_str(original.to_str())
-    plain.encode_special_tokens = original.encode_special_tokens
-    plain.no_truncation()
-    plain.no_padding()
-    return plain
 
 
 def warn_of_unknown(path: Path, tokenizer: BertTokenizer, ids: np.ndarray) -> None:
@@ -90,18 +79,8 @@ def warn_of_unknown(path: Path, tokenizer: BertTokenizer, ids: np.ndarray) -> No
     special = [tokenizer.cls_token_id, tokenizer.sep_token_id]
     unknown = sum(np.count_nonzero(part == tokenizer.unk_token_id) for part in parts)
     tokens = len(ids) - sum(np.count_nonzero(np.isin(part, special)) for part in parts)
-    if unknown <= UNKNOWN_SHARE * tokens:
-        return
-    normalizer = tokenizer.backend_tokenizer.normalizer
-    lower_cases = normalizer is not None and normalizer.normalize_str("A") == "a"
-    pieces = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
-    capitals = any(piece != piece.lower() for piece in pieces)
-    cause = "the vocabulary does not fit this text"
-    if not (lower_cases or capitals):
-        remedy = "give --do_lower_case, or set do_lower_case in the model's tokenizer_config.json"
-        cause = f"the vocabulary has no capitals; {remedy}"
-    elif lower_cases and capitals:
-        cause = (
-            "the vocabulary has capitals, but the text is lower-cased; leave out --do_lower_case"
-        )
-    files.warn(f"{path}: {unknown / tokens:.1%} of the tokens are unknown ([UNK]): {cause}")
+    if unknown > UNKNOWN_SHARE * tokens:
+        case = "lower-cased" if tokenizer.do_lower_case else "not lower-cased"
+        remedy = "check --do_lower_case (MLM: do_lower_case in tokenizer_config.json) and vocab.txt"
+        share = f"{unknown / tokens:.1%} of the tokens are unknown ([UNK])"
+        files.warn(f"{path}: {share}; the text is {case}: {remedy}")

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from bisect import bisect_right
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,12 +73,11 @@ def load(
     """
     examples = read_squad(path, config.version_2_with_negative)
     cache = Path(cache_dir or path.parent) / _cache_name(path, tokenizer, config, training)
-    names = {field.name for field in fields(SquadWindows)}
 
     def build() -> Arrays:
         return vars(make_windows(examples, tokenizer, config, training))
 
-    windows = SquadWindows(**cached_arrays(cache, names, build, overwrite_cache))
+    windows = SquadWindows(**cached_arrays(cache, build, overwrite_cache))
     if not len(windows):
         what = "no question has an answer to train on" if training else "every context is empty"
         raise UserError(
@@ -96,11 +95,9 @@ def load(
 def _cache_name(path: Path, tokenizer: BertTokenizer, config: SquadConfig, training: bool) -> str:
     split, length = "train" if training else "dev", config.max_seq_length
     settings = [split, length, config.doc_stride, config.max_query_length, config.only_word_spaces]
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    decisive = {key: state[key] for key in state.keys() - {"truncation", "padding"}}
+    vocabulary = tokenizer.backend_tokenizer.to_str()
     special = (tokenizer.cls_token_id, tokenizer.sep_token_id)
-    vocabulary = json.dumps([decisive, *special], sort_keys=True)
-    key = json.dumps([CACHE_FORMAT, files.file_digest(path), vocabulary, settings])
+    key = json.dumps([CACHE_FORMAT, files.file_digest(path), vocabulary, *special, settings])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     return files.SQUAD_CACHE.format(split=split, max_length=length, digest=digest)
 
@@ -188,9 +185,6 @@ def _heads(
     examples: list[SquadExample], tokenizer: BertTokenizer, config: SquadConfig
 ) -> list[np.ndarray]:
     """[CLS] question [SEP] of each example. Raises UserError if the sizes leave no room beside."""
-    for flag in ("max_query_length", "doc_stride"):
-        if getattr(config, flag) < 1:
-            raise UserError(f"--{flag} {getattr(config, flag)}: must be at least 1")
     cls, sep, most = tokenizer.cls_token_id, tokenizer.sep_token_id, config.max_query_length
     questions = _tokenize([e.question for e in examples], tokenizer, "questions")
     heads = [np.array([cls, *question.ids[:most], sep], dtype=np.int32) for question in questions]

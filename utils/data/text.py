@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import BertTokenizer
 
 from utils import files
-from utils.data.rows import Rows, plain_tokenizer
+from utils.data.rows import Rows
 from utils.errors import UserError
 
 PIECE_BYTES = 1 << 15  # of text tokenized at once; larger pieces are not faster
@@ -92,7 +92,7 @@ class Text:
     threads: int = os.cpu_count() or 1
 
     def __post_init__(self) -> None:
-        self._plain = plain_tokenizer(self.tokenizer)
+        self._plain = self.tokenizer.backend_tokenizer
         special = str(self._plain.encode_special_tokens)
         largest = max(self._plain.get_vocab(with_added_tokens=True).values())
         self.identity: dict[str, Any] = {
@@ -199,8 +199,7 @@ def _map(cache: Path, identity: dict[str, Any]) -> Arrays | None:
     try:
         with cache.open("rb") as file:
             header = json.loads(file.read(HEADER_BYTES))
-            body = hashlib.file_digest(file, "sha256").digest()
-        digest = _digest(body, f"{header['ids']} {header['lines']}".encode())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         if header["identity"] != identity or header["digest"] != digest:
             return None
         ids = np.memmap(cache, identity["dtype"], "r", HEADER_BYTES, (header["ids"],))
@@ -268,8 +267,7 @@ def _write(text: Text, file: BinaryIO) -> None:
     body.write(bytes(-file.tell() % 8))
     for array in starts:
         body.write(array.tobytes())
-    lines = sum(map(len, starts)) - 1
-    digest = _digest(body.sha256.digest(), f"{ids_count} {lines}".encode())
+    lines, digest = sum(map(len, starts)) - 1, body.sha256.hexdigest()
     header = {"identity": text.identity, "ids": ids_count, "lines": lines, "digest": digest}
     file.seek(0)
     file.write(json.dumps(header).encode().ljust(HEADER_BYTES))

@@ -30,13 +30,6 @@ MAX_COMPILED = 32  # graphs of a layer: training or evaluation, full rows or not
 COMPILERS = {"cpu": ("C++", "CXX", "g++", "clang++"), "cuda": ("C", "CC", "gcc", "clang")}
 REMEDY = "give --model_name_or_path a local folder with config.json, model weights and vocab.txt"
 POOLER = {"bert.pooler.dense.bias", "bert.pooler.dense.weight"}
-WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")  # the first kind wins
-# The settings of BertTokenizer, and how a normalizer shows them: a text and its normal form.
-NORMALIZATION = {
-    "do_lower_case": ("A", "a"),
-    "strip_accents": ("\u00e9", "e"),
-    "tokenize_chinese_chars": ("\u4e2d", " \u4e2d "),
-}
 
 
 class BertTaskModel(modeling_bert.BertPreTrainedModel):
@@ -86,8 +79,9 @@ def load_tokenizer(source: str, lower: bool | None, cache_dir: str | None = None
     Raises UserError if there is none, or if its vocabulary lacks a special token.
     """
     _need_file(source, "vocab.txt", "tokenizer.json")
-    own = _load(_normalization, source, cache_dir=cache_dir) if lower is None else {}
-    options = own if lower is None else {"do_lower_case": lower}
+    if lower is None:
+        lower = _load(_own_lower_case, source, cache_dir=cache_dir)
+    options = {} if lower is None else {"do_lower_case": lower}
     tokenizer = _load(BertTokenizer.from_pretrained, source, cache_dir=cache_dir, **options)
     # a missing token gets a new id; without any vocabulary, the five tokens are the vocabulary
     words = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
@@ -101,18 +95,19 @@ def load_tokenizer(source: str, lower: bool | None, cache_dir: str | None = None
     return tokenizer
 
 
-def _normalization(source: str, cache_dir: str | None) -> dict[str, bool]:
-    """Return the settings that tokenizer.json has and tokenizer_config.json does not state."""
-    stated = get_tokenizer_config(source, cache_dir=cache_dir)
+def _own_lower_case(source: str, cache_dir: str | None) -> bool | None:
+    """Return what tokenizer_config.json states, else what tokenizer.json does (None: no such file).
+
+    BertTokenizer reads the vocabulary of tokenizer.json only.
+    """
+    stated = get_tokenizer_config(source, cache_dir=cache_dir).get("do_lower_case")
     causes = ("missing_entries", "connection_errors")
     quiet = {f"_raise_exceptions_for_{cause}": False for cause in causes}
     file = cached_file(source, "tokenizer.json", cache_dir=cache_dir, **quiet)
-    normalizer = Tokenizer.from_file(file).normalizer if file else None
-    return {
-        name: normalizer is not None and normalizer.normalize_str(text) == normal
-        for name, (text, normal) in NORMALIZATION.items()
-        if file and stated.get(name) is None
-    }
+    if stated is not None or file is None:
+        return stated
+    normalizer = Tokenizer.from_file(file).normalizer
+    return normalizer is not None and normalizer.normalize_str("A") == "a"
 
 
 def load_config(source: str, cache_dir: str | None = None, **changes: Any) -> BertConfig:
@@ -161,8 +156,8 @@ def load_model(
         model, info = _load(cls.from_pretrained, source, **options)
     mismatched = {key for key, *_ in info["mismatched_keys"]}
     absent = mismatched | info["missing_keys"]
-    lacks_pooler = set(filter(_is_encoder_weight, absent)) == POOLER and not mismatched & POOLER
-    missing = info["missing_keys"] - (POOLER if lacks_pooler else set())
+    lacks_pooler = info["missing_keys"] >= POOLER
+    missing = info["missing_keys"] - POOLER if lacks_pooler else info["missing_keys"]
     problems = {
         "encoder weight {} is missing ({} in all); not a whole BERT": missing,
         "encoder weight {} ({} in all) has another shape than config.json gives it": mismatched,
@@ -178,39 +173,32 @@ def load_model(
         nn.init.zeros_(pooler.bias)
     if absent - POOLER:
         draw_weights(model, seed, head_only=True)
-    else:
+    elif isinstance(model, SequenceClassifier) and config.num_labels != 1:
         _load(functools.partial(_order_classes, model), source, cache_dir=cache_dir)
     _load(_check_dtypes, source)
-    _check_finite(model, source)
+    for name, parameter in model.named_parameters():
+        mask_files.check_weight(source, name, parameter)
     model.untrained = tuple(sorted(absent if cls.trains_pooler else absent - POOLER))
     return model
 
 
+def _order_classes(model: SequenceClassifier, source: str, cache_dir: str | None) -> None:
+    """Put the classes of a head from `source` in the order of the task, by their names."""
+    own = list((model.config.id2label or {}).values())
+    content, _ = BertConfig.get_config_dict(source, cache_dir=cache_dir)
+    rows = order_of_classes(source, own, content)
+    for parameter in model.classifier.parameters():
+        parameter.data = parameter.data[rows]
+
+
 def _check_dtypes(source: str) -> None:
     """Raise ValueError for weights that are no floats; transformers would cast them."""
-    found = [sorted(Path(source).glob(pattern)) for pattern in WEIGHT_FILES]
-    for file in next(filter(None, found), []):
-        for key, value in modeling_utils.load_state_dict(str(file), map_location="meta").items():
-            is_float = getattr(value, "dtype", None) in mask_files.FLOATS
-            if key.endswith(("weight", "bias", "gamma", "beta")) and not is_float:
-                raise ValueError(f"{file.name}: {key} has the type {value.dtype}, not a float")
-
-
-def _check_finite(model: BertTaskModel, source: str) -> None:
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(torch.stack(parameter.detach().aminmax())).all():
-            raise UserError(f"{source}: {name} holds NaN or infinite values; give another model")
-
-
-def _order_classes(model: BertTaskModel, source: str, cache_dir: str | None) -> None:
-    """Put the classes of a classifier from `source` in the order of the task, by their names."""
-    own = list((model.config.id2label or {}).values())
-    without = os.path.isdir(source) and not (Path(source) / "config.json").is_file()
-    if isinstance(model, SequenceClassifier) and len(own) > 1 and not without:
-        content, _ = BertConfig.get_config_dict(source, cache_dir=cache_dir)
-        rows = order_of_classes(source, own, content)
-        for parameter in model.classifier.parameters():
-            parameter.data = parameter.data[rows]
+    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
+        for file in Path(source).glob(pattern):
+            tensors = modeling_utils.load_state_dict(str(file), map_location="meta")
+            for key in filter(_is_encoder_weight, tensors):
+                if tensors[key].dtype not in mask_files.FLOATS:
+                    raise ValueError(f"{key} has the type {tensors[key].dtype}, not a float")
 
 
 def _is_encoder_weight(key: str) -> bool:

@@ -11,25 +11,21 @@ from utils import files
 from utils.errors import UserError
 
 SIZES = (
-    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_labels"),
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("intermediate_size", "max_position_embeddings", "type_vocab_size"),
 )
-DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
-MAX_WEIGHTS = 2 * 10**9  # 8 GB; BERT-large has 0.34e9
-GENERIC = re.compile(r"(label_)?\d+")  # names of classes that say nothing
-# What packed sequences can compute: keys of config.json, the condition for (value, config), and
-# what the value must be.
+MAX_SIZE = 10**6
+FRACTIONS = (
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
+    *("layer_norm_eps", "initializer_range"),
+)
+# Keys of config.json, the condition for (value, config), and what the value must be. transformers
+# checks the types.
 CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[Any, BertConfig], bool], str], ...] = (
-    (SIZES, lambda v, _: type(v) is int and v > 0, "a positive integer"),
-    (
-        SIZES,
-        lambda v, c: v < _largest(c) or _count_weights(c) <= MAX_WEIGHTS,
-        "smaller: over 2e9 weights",
-    ),
+    (SIZES, lambda v, _: 0 < v <= MAX_SIZE, f"between 1 and {MAX_SIZE:,}"),
     (("hidden_size",), lambda v, c: v % c.num_attention_heads == 0, "a multiple of the heads"),
     (("pad_token_id",), lambda v, c: v is None or 0 <= v < c.vocab_size, "below the vocab_size"),
-    (DROPOUTS, lambda v, _: v is None or 0 <= v < 1, "at least 0 and below 1"),
-    (("layer_norm_eps", "initializer_range"), lambda v, _: 0 < v < 1, "between 0 and 1"),
+    (FRACTIONS, lambda v, _: v is None or 0 <= v < 1, "at least 0 and below 1"),
     (("hidden_act",), lambda v, _: v in ACT2FN, "an activation of transformers, such as gelu"),
     (("is_decoder", "add_cross_attention"), lambda v, _: not v, "false"),
     (("chunk_size_feed_forward",), lambda v, _: v == 0, "0"),
@@ -38,22 +34,12 @@ CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[Any, BertConfig], bool], str]
 
 
 def check_config(source: str, config: BertConfig) -> None:
-    """Raise UserError naming the key if a model of this configuration cannot run here."""
+    """Raise UserError naming the key if packed sequences cannot compute this model."""
     for keys, is_good, needed in CONDITIONS:
         for key in keys:
             value = getattr(config, key, None)
             if not is_good(value, config):
                 raise UserError(f"{source}: config.json: {key} {value!r} must be {needed}")
-
-
-def _largest(config: BertConfig) -> int:
-    return max(getattr(config, key) for key in SIZES)
-
-
-def _count_weights(config: BertConfig) -> int:
-    width, inner = config.hidden_size, config.intermediate_size
-    rows = config.vocab_size + config.max_position_embeddings + config.type_vocab_size
-    return width * (rows + config.num_hidden_layers * (4 * width + 2 * inner))
 
 
 def order_of_classes(source: str, own: list[str], content: dict[str, Any]) -> list[int]:
@@ -69,11 +55,10 @@ def order_of_classes(source: str, own: list[str], content: dict[str, Any]) -> li
         rows = {_class_name(name): str(number) for name, number in numbers.items()}
         if sorted(rows) == sorted(own) and sorted(rows.values()) == [*map(str, range(len(own)))]:
             return [int(rows[name]) for name in own]
-    named = [_class_name(name) for name in stored]
-    if not all(map(GENERIC.fullmatch, named)) and not all(map(GENERIC.fullmatch, own)):
+    if not all(re.fullmatch(r"(label_)?\d+", _class_name(name)) for name in stored):
         files.warn(
-            f"{source}: the classes of its head are {', '.join(named)}, those of this task "
-            f"{', '.join(own)}; their order is kept"
+            f"{source}: the classes of its head are {', '.join(map(str, stored))}, those of this "
+            f"task {', '.join(own)}; their order is kept"
         )
     return list(range(len(own)))
 

@@ -6,7 +6,6 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertTokenizer, PreTrainedModel
 
-from utils.errors import UserError
 from utils.modeling.bert import BertTaskModel
 from utils.pruning import mask_files, masks
 from utils.pruning.origin import Origin, read_origin, write_origin
@@ -42,13 +41,16 @@ def _vocabulary_text(ids: dict[str, int]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def save_weights(weights: Weights, path: Path, origin: Origin) -> None:
-    """Write weights under their plain names, and their origin beside them; each file atomically."""
+def save_weights(weights: Weights, path: Path, origin: Origin, overwrite: bool = True) -> None:
+    """Write weights under their plain names, and their origin beside them; each file atomically.
+
+    Raises UserError without `overwrite` if the file has another content.
+    """
     plain = {
         name.replace("weight_orig", "weight"): value.detach().cpu().contiguous()
         for name, value in weights.items()
     }
-    mask_files.save_tensors(plain, path)
+    mask_files.save_tensors(plain, path, overwrite)
     write_origin(path, origin)
 
 
@@ -71,20 +73,12 @@ def load_initial_weights(
         return init, None
     content = mask_files.load_tensors(Path(path), "weight")
     values = {name.removesuffix("_orig"): value for name, value in content.items()}
-    needed = [f"{name}.weight" for name in masks.prunable(model)]
-    if missing := [name for name in needed if name not in values]:
-        problem = f"weight {missing[0]} is missing ({len(missing)} in all)"
-        raise UserError(f"{path}: {problem}; not the weights of this encoder")
-    for name, parameter in model.named_parameters():
-        if name not in values or not name.startswith("bert."):
-            continue
-        shape, own = tuple(values[name].shape), tuple(parameter.shape)
-        if shape != own:
-            problem = f"{name} has shape {shape}, this model needs {own}"
-            raise UserError(f"{path}: {problem}; the weights belong to another architecture")
-        mask_files.check_dense(Path(path), name, values[name], mask_files.FLOATS)
-        if not torch.isfinite(values[name].float()).all():
-            raise UserError(f"{path}: {name} holds NaN or infinite values; write the file again")
+    needed = {f"{name}.weight": shape for name, shape in masks.shapes(model).items()}
+    own = {n: p for n, p in model.named_parameters() if n in values and n.startswith("bert.")}
+    shapes = needed | {name: parameter.shape for name, parameter in own.items()}
+    mask_files.check_shapes(Path(path), values, shapes)
+    for name, parameter in own.items():
+        mask_files.check_weight(path, name, values[name])
         parameter.data.copy_(values[name])
     origin = read_origin(Path(path))
     mode = (origin and origin.mode) or "perturbed"

@@ -4,6 +4,7 @@ Files are written whole or not at all. Reading runs no code of the file, checks 
 raises UserError, which names the file and the key.
 """
 
+import filecmp
 import json
 import math
 import pickle
@@ -26,16 +27,19 @@ from utils.pruning.masks import SUFFIX, Mask
 from utils.pruning.origin import Origin, write_origin
 
 SHAPES = "bit_packed_shapes"  # metadata of a packed mask: key -> shape, as JSON
-ANOTHER = "not a mask, or a mask of another architecture"
+ANOTHER = "not such a file, or one of another architecture"
 WRAPPER = re.compile(r"((module|_orig_mod|model)\.)+")  # of DataParallel, torch.compile, Lightning
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def save(mask: Mask, path: Path, origin: Origin) -> str:
-    """Write `mask` as bool tensors and its origin beside it; return the mask's digest."""
+def save(mask: Mask, path: Path, origin: Origin, overwrite: bool = True) -> str:
+    """Write `mask` as bool tensors and its origin beside it; return the mask's digest.
+
+    Raises UserError without `overwrite` if the file has another content.
+    """
     mask = {key: keep.to("cpu", torch.bool, copy=True) for key, keep in mask.items()}
-    save_tensors(mask, path)
+    save_tensors(mask, path, overwrite)
     digest = masks.digest(mask)
     sparsity = round(masks.sparsity(mask), 9)
     write_origin(path, replace(origin, sparsity=sparsity, mask_sha256=digest))
@@ -54,37 +58,30 @@ def load(path: Path, shapes: Mapping[str, torch.Size] | None = None) -> Mask:
     if shapes is None:
         shapes = {k.removesuffix(SUFFIX): v.shape for k, v in mask.items() if k.endswith(SUFFIX)}
     expected = {name + SUFFIX: shape for name, shape in shapes.items()}
-    missing = [key for key in expected if key not in mask]
-    unexpected = sorted(set(mask) - set(expected))
-    if missing:
-        raise UserError(f"{path}: key {missing[0]} is missing ({len(missing)} in all); {ANOTHER}")
-    if unexpected:
+    check_shapes(path, mask, expected)
+    if unexpected := sorted(set(mask) - set(expected)):
         count = len(unexpected)
         raise UserError(f"{path}: unexpected key {unexpected[0]} ({count} in all); {ANOTHER}")
-    for key, shape in expected.items():
-        if mask[key].shape != shape:
-            raise UserError(
-                f"{path}: {key} has shape {tuple(mask[key].shape)}, this model needs "
-                f"{tuple(shape)}; the mask belongs to another architecture"
-            )
-        _check_binary(path, key, mask[key])
+    for key in expected:
+        wrong = mask[key][(mask[key] != 0) & (mask[key] != 1)]
+        if len(wrong):
+            raise UserError(f"{path}: {key} holds {wrong[0].item()}; a mask holds 0 and 1 only")
     return {key: mask[key].bool() for key in expected}
 
 
-def _check_binary(path: Path, key: str, value: torch.Tensor) -> None:
-    wrong = ((value != 0) & (value != 1)).flatten().nonzero()
-    if len(wrong):
-        at = int(wrong[0])
-        found = value.flatten()[at].item()
-        raise UserError(f"{path}: {key} holds {found} at entry {at}; a mask holds 0 and 1 only")
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path, overwrite: bool = True) -> None:
+    """Write tensors to a torch file; the same tensors give the same bytes.
 
-
-def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write tensors to a torch file; the same tensors give the same bytes."""
-    with files.atomic_file(path) as temporary, files.open_for_torch(temporary) as file:
-        torch.save(
-            tensors, file
-        )  # given a path, torch would write the temporary name into the file
+    Raises UserError without `overwrite` if the file, or one that records its origin, is another's.
+    """
+    with files.atomic_file(path) as temporary:
+        with files.open_for_torch(temporary) as file:
+            torch.save(tensors, file)  # a path would write the temporary name into the file
+        is_same = path.is_file() and filecmp.cmp(path, temporary, shallow=False)
+        is_new = not path.exists() and not files.origin_path(path).exists()
+        if not (overwrite or is_same or is_new):
+            remedy = "give --overwrite to replace it, or another path"
+            raise UserError(f"{path}: exists with another content; {remedy}")
 
 
 def load_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
@@ -95,8 +92,6 @@ def load_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such {what} file")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the {what} file is empty; write it again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unusual pickles, which are refused below
@@ -115,21 +110,34 @@ def load_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise UserError(f"{path}: key {key!r} does not name a tensor; not a {what} file")
-        check_dense(path, key, value, FLOATS + INTEGERS)
+        is_dense = value.layout == torch.strided and not (value.is_meta or value.is_nested)
+        if not is_dense or value.dtype not in FLOATS + INTEGERS:
+            kind = f"{value.dtype}, {value.layout}, on {value.device}"
+            raise UserError(f"{path}: {key} is a tensor of another kind ({kind}), not of numbers")
     prefix = WRAPPER.match(next(iter(content)))
     if prefix and all(key.startswith(prefix[0]) for key in content):
         content = {key.removeprefix(prefix[0]): value for key, value in content.items()}
     return content
 
 
-def check_dense(path: Path, key: str, value: torch.Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
-    """Raise UserError if `value`, `key` of the file `path`, is not a dense tensor of `dtypes`."""
-    special = [kind for kind in ("meta", "quantized", "nested") if getattr(value, f"is_{kind}")]
-    special += [] if value.layout == torch.strided else [str(value.layout)]
-    if special or value.dtype not in dtypes:
-        kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        found = " ".join([*special, str(value.dtype)]).replace("torch.", "")
-        raise UserError(f"{path}: {key} is a tensor of {found}; save it as a dense one of {kinds}")
+def check_shapes(
+    path: Path, tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Size]
+) -> None:
+    """Raise UserError if a tensor of the file `path` is missing or has another shape."""
+    if missing := [key for key in shapes if key not in tensors]:
+        raise UserError(f"{path}: key {missing[0]} is missing ({len(missing)} in all); {ANOTHER}")
+    for key, shape in shapes.items():
+        if (found := tensors[key].shape) != shape:
+            needed = f"has shape {tuple(found)}, this model needs {tuple(shape)}"
+            raise UserError(f"{path}: {key} {needed}; {ANOTHER}")
+
+
+def check_weight(source: Path | str, name: str, value: torch.Tensor) -> None:
+    """Raise UserError if `value`, a weight of `source`, is not of floats or not finite."""
+    if value.dtype not in FLOATS:
+        raise UserError(f"{source}: {name} has the type {value.dtype}, not a float")
+    if not torch.stack(value.detach().float().aminmax()).isfinite().all():
+        raise UserError(f"{source}: {name} holds NaN or infinite values; give other weights")
 
 
 def _check_crc(path: Path) -> None:
@@ -155,7 +163,7 @@ def pack_mask(mask: Mask, path: Path) -> None:
 def unpack_mask(path: Path) -> Mask:
     """Return the mask in the packed file `path`, or in the folder `path` of export_ticket.py.
 
-    Raises UserError naming file and key if the file is missing, corrupt or not a packed mask.
+    Raises UserError naming the file if it is missing, corrupt or not a packed mask.
     """
     path = path / files.PACKED_MASK if path.is_dir() else path
     if not path.is_file():
@@ -164,35 +172,19 @@ def unpack_mask(path: Path) -> Mask:
         )
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            packed = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            content = schema.parse((file.metadata() or {}).get(SHAPES, "{}").encode())
+            shapes = schema.from_json(dict[str, list[int]], content)
+            if not shapes or set(shapes) != set(file.keys()):
+                raise ValueError(f"the shapes in its metadata {SHAPES!r} are of other keys")
+            return {key: _unpack(key, file.get_tensor(key), shapes[key]) for key in shapes}
     except Exception as error:  # as for torch files
         raise UserError(
-            f"{path}: corrupt, or not a safetensors file ({error}); export the ticket again"
+            f"{path}: corrupt, or not a packed mask ({error}); export the ticket again"
         ) from error
-    if SHAPES not in metadata:
-        raise UserError(f"{path}: not a packed mask (no {SHAPES!r} in the file's metadata)")
-    try:
-        shapes = schema.from_json(dict[str, list[int]], schema.parse(metadata[SHAPES].encode()))
-    except ValueError as error:
-        raise UserError(f"{path}: corrupt {SHAPES!r} ({error}); export the ticket again") from error
-    if set(shapes) != set(packed) or not packed:
-        wrong = sorted(set(shapes) ^ set(packed))[:1]
-        raise UserError(f"{path}: shapes and tensors do not match (key {''.join(wrong) or 'none'})")
-    return {key: _unpack(path, key, packed[key], shapes[key]) for key in shapes}
 
 
-def _unpack(path: Path, key: str, packed: np.ndarray, shape: list[int]) -> torch.Tensor:
-    if not all(n > 0 for n in shape):
-        raise UserError(f"{path}: {key} has the invalid shape {shape}")
+def _unpack(key: str, packed: np.ndarray, shape: list[int]) -> torch.Tensor:
     count = math.prod(shape)
-    needed = math.ceil(count / 8)
-    if packed.dtype != np.uint8 or packed.shape != (needed,):
-        raise UserError(
-            f"{path}: {key} holds {packed.dtype} {list(packed.shape)}, but its shape {shape} "
-            f"needs {needed} bytes (uint8)"
-        )
-    bits = np.unpackbits(packed)
-    if bits[count:].any():
-        raise UserError(f"{path}: {key} has bits set after its last weight; the file is corrupt")
-    return torch.from_numpy(bits[:count].astype(bool)).view(shape)
+    if min(shape, default=1) < 1 or packed.dtype != np.uint8 or len(packed) != -(-count // 8):
+        raise ValueError(f"{key} holds {packed.dtype} {packed.shape}, not the bits of {shape}")
+    return torch.from_numpy(np.unpackbits(packed, count=count).astype(bool)).view(shape)

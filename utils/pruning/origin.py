@@ -1,8 +1,6 @@
 """Where a mask or a set of perturbed weights comes from: the JSON file beside it."""
 
 import dataclasses
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,36 +53,3 @@ def read_origin(path: Path, digest: str | None = None) -> Origin | None:
 def write_origin(path: Path, origin: Origin) -> None:
     """Write `origin` beside the mask or weight file `path`, whole or not at all."""
     files.write_json(files.origin_path(path), origin.to_json())
-
-
-def check_replaceable(
-    path: Path, origin: Origin, overwrite: bool, sources: Iterable[str | None]
-) -> None:
-    """Raise UserError if writing `path` replaces a file of `sources`, the models that are read.
-
-    Without `overwrite`, also if it replaces a file that other flags made, or of unknown origin.
-    Fields of `origin` that are None are not compared.
-    """
-    for source in filter(None, sources):
-        folder, real = Path(source).resolve(), path.resolve()
-        entries = [entry.resolve() for entry in folder.iterdir()] if folder.is_dir() else []
-        if real in (folder, *entries) or real.parent == folder:
-            raise UserError(f"{path}: in {source}, the model that is read here; give another path")
-    if overwrite or not (path.is_file() or files.origin_path(path).exists()):
-        return
-    found, remedy = read_origin(path), "give --overwrite to replace it, or another path"
-    if found in (None, Origin()):
-        raise UserError(f"{path}: exists and its origin is unknown; {remedy}")
-    given = {key: value for key, value in vars(origin).items() if value is not None}
-    differing = [
-        f"{key} {getattr(found, key)} there, {value} here"
-        for key, value in given.items()
-        if not _same(getattr(found, key), value)
-    ]
-    if differing:
-        raise UserError(f"{path}: made with other flags ({', '.join(differing)}); {remedy}")
-
-
-def _same(one: Any, other: Any) -> bool:
-    paths = [value for value in (one, other) if isinstance(value, str) and os.path.exists(value)]
-    return one == other or (len(paths) == 2 and os.path.samefile(*paths))

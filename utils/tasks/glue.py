@@ -34,7 +34,7 @@ class GlueTask(LabelledTask):
 
     def __post_init__(self) -> None:
         self.name, self.score_key = self.spec.name, self.spec.metric
-        self.logit_shape = (self.spec.num_labels,)
+        self.logit_shape = (len(self.spec.classes),)
 
     @classmethod
     def load(
@@ -62,7 +62,7 @@ class GlueTask(LabelledTask):
         return " ".join(dev.digest() for dev in self.dev.values())
 
     def logits(self, model: BertTaskModel, packed: Packed) -> torch.Tensor:
-        """Return the head's outputs, [B, num_labels]."""
+        """Return the head's outputs, [B, classes]."""
         assert isinstance(model, SequenceClassifier)
         pooled = pool(model.bert, encode(model.bert, packed), packed.first)
         return model.classifier(model.dropout(pooled))

@@ -1,6 +1,5 @@
 """SQuAD v1.1 and v2.0: question answering by the start and the end of a span."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -94,9 +93,7 @@ class SquadTask(LabelledTask):
         examples, windows = self.dev
         logits = self.predict(model, windows.rows, runtime)
         start, end = logits[..., 0], logits[..., 1]
-        verbose = self.config.verbose_logging and runtime.is_main
-        config = dataclasses.replace(self.config, verbose_logging=verbose)
-        answers = squad_answers.best_answers(examples, windows, start, end, config)
+        answers = squad_answers.best_answers(examples, windows, start, end, self.config)
         if runtime.is_main:
             answers.write(output, "" if step is None else str(step))
         return squad_answers.squad_metrics(examples, answers.texts, self.config, answers.null_odds)

@@ -2,7 +2,6 @@
 
 import re
 import string
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -68,8 +67,8 @@ def best_answers(
     never part of an answer.
     A question without a valid span gets the answer "empty". In SQuAD 2.0 the answer is "" if the
     score of [CLS] exceeds that of the best span by more than null_score_diff_threshold. With
-    verbose_logging, answers widened to whole words and questions without a valid span are printed
-    on stderr.
+    verbose_logging, a warning names each answer widened to whole words and each question without a
+    valid span.
     """
     answers = Answers()
     bounds = np.searchsorted(windows.example, np.arange(len(examples) + 1)).tolist()
@@ -92,7 +91,7 @@ def best_answers(
         ]
         answers.texts[example.id] = nbest[0].text
         if config.verbose_logging and nbest[0].text == "empty":
-            print(f"question {example.id!r}: no valid answer span", file=sys.stderr)
+            files.warn(f"question {example.id!r}: no valid answer span")
         if null is not None:
             best = next(candidate for candidate in nbest if candidate.text)
             odds = (null.score if own else _NO_WINDOW_NULL_SCORE) - best.start - best.end
@@ -162,7 +161,7 @@ def _text(
             right += 1
         if config.verbose_logging:
             widened = f"a span that starts inside a word was widened to {context[left:right]!r}"
-            print(f"question {example.id!r}: {widened}", file=sys.stderr)
+            files.warn(f"question {example.id!r}: {widened}")
     return context[left:right]
 
 
@@ -175,15 +174,11 @@ def squad_metrics(
     """Exact match and F1 in percent over all questions, under the released code's keys.
 
     Rules: the official evaluation script's, v1.1 or v2.0; they differ only if a text is empty
-    without case, punctuation and articles. A question without a prediction counts as wrong, with a
-    warning. `null_odds` above null_score_diff_threshold replace the prediction by "". HasAns_*,
-    NoAns_*: questions with and without answers; best_*: the scores at the threshold (best_*_thresh)
-    that is best for these questions.
+    without case, punctuation and articles. A question without a prediction counts as wrong.
+    `null_odds` above null_score_diff_threshold replace the prediction by "". HasAns_*, NoAns_*:
+    questions with and without answers; best_*: the scores at the threshold (best_*_thresh) that is
+    best for these questions.
     """
-    missing = [e.id for e in examples if e.id not in predictions]
-    if missing:
-        count = f"{len(missing)} of {len(examples)} questions have no prediction"
-        files.warn(f"{count} and count as wrong (first: {missing[0]!r})")
     v2 = config.v2_scores
     scores = np.array([_score(e, predictions.get(e.id), v2) for e in examples])  # [n, 2]
     odds = np.array([null_odds.get(e.id, 0.0) if null_odds else 0.0 for e in examples])
