@@ -72,7 +72,7 @@ def change_first_value(path, value):
 
 CORRUPTIONS = {
     "missing": (lambda path: path.unlink(), ["no such"]),
-    "empty": (lambda path: path.write_bytes(b""), ["empty"]),
+    "empty": (lambda path: path.write_bytes(b""), ["truncated or corrupt"]),
     "truncated": (halve, ["truncated or corrupt"]),
     "text": (lambda path: path.write_text("a mask\n"), []),
     "NaN": (lambda path: change_first_value(path, float("nan")), [QUERY, "nan"]),
@@ -120,11 +120,11 @@ MISSING_LAYER = "bert.encoder.layer.2."
         ),
         (
             {"weight_pertub": "weights2.pt", "model_name_or_path": "bert3"},
-            [f"weights2.pt: weight {MISSING_LAYER}", "is missing"],
+            [f"weights2.pt: key {MISSING_LAYER}", "is missing"],
         ),
         (
             {"weight_pertub": "mask2.pt"},
-            ["mask2.pt: weight bert.encoder.layer.0.", "is missing"],
+            ["mask2.pt: key bert.encoder.layer.0.", "is missing"],
         ),
     ],
     ids=[
@@ -142,7 +142,7 @@ def test_masks_and_weights_of_another_architecture(
 def test_a_mask_with_a_wrong_value(offline_start, good_inputs, tmp_path):
     path = Path(shutil.copy(good_inputs / "mask2.pt", tmp_path / "mask.pt"))
     change_first_value(path, 0.5)
-    parts = [f"{path}: {QUERY}_mask holds 0.5 at entry 0"]
+    parts = [f"{path}: {QUERY}_mask holds 0.5"]
     check(offline_start, good_inputs, tmp_path, "glue_trans.py", parts, mask_dir=path)
 
 

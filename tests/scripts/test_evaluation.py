@@ -77,9 +77,9 @@ def test_checkpoints_without_an_index_of_their_masks_are_refused(data, finished,
     assert (folder / "results.jsonl").read_text() == before
 
 
-def test_an_evaluation_waits_for_no_running_job_and_leaves_no_trace(data, tmp_path):
+def test_an_evaluation_waits_for_no_running_job_and_leaves_no_trace(data, finished, tmp_path):
     out = tmp_path / "out"
-    flags = evaluation(data, out, "--dir", "pre")
+    flags = evaluation(data, out, "--dir", "pre", model=finished / "checkpoint-4")
     held = HeldFolder(out)
     before = refusals.content(out)
     refusals.assert_refused(launch.run("glue_trans.py", *flags), "glue_trans.py", out, "another")

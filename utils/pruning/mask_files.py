@@ -27,7 +27,7 @@ from utils.pruning.masks import SUFFIX, Mask
 from utils.pruning.origin import Origin, write_origin
 
 SHAPES = "bit_packed_shapes"  # metadata of a packed mask: key -> shape, as JSON
-ANOTHER = "not such a file, or one of another architecture"
+ANOTHER = "another kind of file, or of another architecture"
 WRAPPER = re.compile(r"((module|_orig_mod|model)\.)+")  # of DataParallel, torch.compile, Lightning
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
