@@ -509,9 +509,9 @@ def test_every_load_reads_the_file_tokenizer_and_length_given(folder):
 
 def test_missing_folders_and_files_name_what_is_expected(folder, tmp_path):
     expected = "--data_dir must hold train.tsv and dev.tsv of sst-2"
-    with pytest.raises(UserError, match=f"nowhere: no such folder; {expected}"):
+    with pytest.raises(UserError, match=f"nowhere/train.tsv: no such file; {expected}"):
         loaded(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"train\.tsv: no such folder"):
+    with pytest.raises(UserError, match=r"train\.tsv/train\.tsv: no such file"):
         loaded(folder / "train.tsv")
     with pytest.raises(
         UserError, match=r"dev_matched\.tsv: no such file; .*_mismatched\.tsv of mnli"

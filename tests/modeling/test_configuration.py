@@ -195,6 +195,17 @@ def test_values_without_effect_on_packed_sequences_are_accepted(folder, tmp_path
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("init", ["pre", "rand"])
+def test_a_model_that_cannot_be_built_is_refused_in_one_line(folder, init):
+    class TooLarge(SequenceClassifier):
+        def __init__(self, config):
+            raise RuntimeError("not enough\nmemory")
+
+    source = str(folder / "bert")
+    with pytest.raises(UserError, match=f"{re.escape(source)}: .*not enough memory"):
+        load_model(TooLarge, source, load_config(source), 1, init)
+
+
 def test_pairs_need_two_token_types_and_single_texts_one(folder, tmp_path):
     tiny.bert(tmp_path / "one", type_vocab_size=1)
     assert load_task(folder, "SST-2", tmp_path / "one").train_rows == 4

@@ -81,7 +81,7 @@ def test_a_wrong_seed_of_one_shot_pruning(offline_start, good_inputs, tmp_path):
 @pytest.mark.parametrize(
     ("given", "parts"),
     [
-        ({"data_dir": "nowhere"}, ["nowhere: no such folder", "--data_dir"]),
+        ({"data_dir": "nowhere"}, ["nowhere", "no such file", "--data_dir"]),
         ({"task_name": "SST2"}, ["--task_name SST2", "did you mean sst-2?"]),
         ({"task_name": None}, ["--task_name"]),
     ],

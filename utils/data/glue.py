@@ -95,11 +95,9 @@ def load(
 
     Raises UserError if the file is missing or malformed.
     """
-    expected = f"--data_dir must hold {' and '.join(spec.files.values())} of {spec.name}"
-    if not data_dir.is_dir():
-        raise UserError(f"{data_dir}: no such folder; {expected}")
     path = data_dir / spec.files[split]
     if not path.is_file():
+        expected = f"--data_dir must hold {' and '.join(spec.files.values())} of {spec.name}"
         raise UserError(f"{path}: no such file; {expected}")
     examples = read_examples(spec, path)
     return LabelledRows(features(examples, tokenizer, max_length), examples.labels)
@@ -154,8 +152,6 @@ def _read_lines(path: Path) -> list[str]:
     try:
         content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
         text = content.decode()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         row, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
         raise UserError(f"{path} row {row}: not UTF-8 (byte 0x{byte:02x}); convert it") from None

@@ -51,12 +51,8 @@ def read_squad(path: Path, v2: bool) -> list[SquadExample]:
 def _read_json(path: Path) -> Any:
     try:
         document = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); give a SQuAD .json file") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON in UTF-8 ({error}); give a SQuAD .json file") from error
     if not isinstance(document, dict) or "data" not in document:
         raise UserError(f"{path}: no key 'data' at the top level; give a SQuAD .json file")
     return document

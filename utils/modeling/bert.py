@@ -145,7 +145,7 @@ def load_model(
     set_library_defaults()
     with torch.random.fork_rng(devices=[]):  # transformers draws weights, too
         if init == "rand":
-            model = cls(config)
+            model = _load(lambda _: cls(config), source or "--config_name")
             draw_weights(model, seed)
             model.untrained = ("every weight of --dir rand",)
             return model
@@ -311,10 +311,8 @@ def check_trained(model: BertTaskModel, source: str) -> None:
 def check_length(config: BertConfig, flag: str, length: int, texts: int = 1) -> None:
     """Raise UserError if the model lacks embeddings for rows of `length` tokens in 1 or 2 texts."""
     if config.type_vocab_size < texts:
-        raise UserError(
-            f"the model's config.json: type_vocab_size {config.type_vocab_size}: this task has "
-            "pairs of texts and needs 2; give a model with two token types"
-        )
+        problem = f"type_vocab_size {config.type_vocab_size}: this task has pairs of texts, needs 2"
+        raise UserError(f"the model's config.json: {problem}; give another model")
     positions = config.max_position_embeddings
     if not 3 <= length <= positions:
         raise UserError(f"{flag} {length} must lie between 3 and the model's {positions} positions")

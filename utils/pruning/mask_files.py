@@ -120,6 +120,14 @@ def load_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
     return content
 
 
+def _check_crc(path: Path) -> None:
+    """Raise ValueError for a wrong CRC in a torch file, which torch does not check."""
+    if zipfile.is_zipfile(path):  # files of old torch versions are not, and have no CRC
+        with zipfile.ZipFile(path) as archive:
+            if corrupt := archive.testzip():
+                raise ValueError(f"the CRC of {corrupt} is wrong")
+
+
 def check_shapes(
     path: Path, tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Size]
 ) -> None:
@@ -138,15 +146,6 @@ def check_weight(source: Path | str, name: str, value: torch.Tensor) -> None:
         raise UserError(f"{source}: {name} has the type {value.dtype}, not a float")
     if not torch.stack(value.detach().float().aminmax()).isfinite().all():
         raise UserError(f"{source}: {name} holds NaN or infinite values; give other weights")
-
-
-def _check_crc(path: Path) -> None:
-    """Raise ValueError for a wrong CRC in a torch file, which torch does not check."""
-    if zipfile.is_zipfile(path):  # files of old torch versions are not, and have no CRC
-        with zipfile.ZipFile(path) as archive:
-            corrupt = archive.testzip()
-        if corrupt:
-            raise ValueError(f"the CRC of {corrupt} is wrong")
 
 
 def pack_mask(mask: Mask, path: Path) -> None:

@@ -146,8 +146,7 @@ class LabelledTask(Task):
 
     @property
     def _train(self) -> LabelledRows:
-        if self.train is None:
-            raise RuntimeError(f"{self.name}: no training rows (loaded without do_train)")
+        assert self.train is not None, "loaded without do_train"
         return self.train
 
     def _pack(self, rows: Rows, indices: np.ndarray) -> Packed:

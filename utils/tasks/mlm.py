@@ -243,6 +243,5 @@ class MlmTask(Task):
 
     @property
     def _train(self) -> Blocks:
-        if self.train is None:
-            raise RuntimeError("mlm: the task has no training text (loaded without do_train)")
+        assert self.train is not None, "loaded without do_train"
         return self.train
