@@ -16,25 +16,21 @@ import threading
 import time
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
+from statistics import mean
 from types import FrameType
 
 from utils import cli, files
 from utils.config import flag_values
 from utils.errors import UserError
-from utils.pruning.origin import read_origin
 from utils.runs import signals
-from utils.runs.records import read_owner
+from utils.runs.records import Owner, read_owner
 from utils.runs.signals import RESUME_EXIT_CODE as STOPPED
 
 ROOT = Path(__file__).resolve().parent.parent
-ORIGIN_FIELDS = {  # flag of a one-shot script -> field of the Origin that it records
-    **{"--rate": "sparsity", "--model_name_or_path": "model"},
-    **{flag: flag[2:] for flag in ("--method", "--weight", "--mode", "--seed", "--sigma")},
-}
 STATES = ("done", "skipped", "running", "failed", "stopped", "not started", "to come")
-ENDED = re.compile(r"joblist: (?P<state>\w+) after (?P<seconds>\d+) s, run.json (?P<digest>\w+)")
-REMEDY = "remove it or give another output"
+ENDED = re.compile(r"joblist: (\w+) after (\d+) s")  # the last line of an attempt in a log
 
 
 class Job:
@@ -63,57 +59,35 @@ class Job:
 
     def complete(self) -> bool:
         """Return whether the output is complete, made by this command or by another one."""
-        if self.tensors:
-            return self.tensors.is_file()
-        if self.output is None:
-            return False
-        owner = read_owner(self.output)
-        return owner is not None and owner.finished
+        return self.tensors.is_file() if self.tensors else self._owner().finished
+
+    def _owner(self) -> Owner:
+        return (read_owner(self.output) if self.output else None) or Owner()
 
     def finished(self) -> bool:
-        """Return whether this very command is known to be finished."""
-        if self.tensors or not self.complete():
-            return self.complete() and not self.other_flags()
-        end = self.ended()
-        logged = end.get("state") == "done" and end["digest"] == self._digest()
-        return logged or self._same_arguments()
+        """Return whether this very command is finished.
 
-    def log_end(self, state: str, seconds: float) -> None:
-        """End an attempt in the log; the digest shows later that the finished run is this one."""
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(f"\njoblist: {state} after {seconds:.0f} s, run.json {self._digest()}\n")
-
-    def _digest(self) -> str:
-        run = self.output / files.RUN if self.output else self.log
-        return files.file_digest(run) if run.is_file() else "none"
-
-    def _same_arguments(self) -> bool:
-        """Return whether one of our scripts would read the recorded arguments in this line.
-
-        False for scripts of others and for a line that replaces a finished run.
+        The arguments recorded in the folder show it for our runs, else the log shows it.
         """
-        owner = read_owner(self.output) if self.output else None
-        replaces = {"--overwrite_output_dir", "--restart"} & set(self.words)
-        script = Path(self.script)
-        if script.resolve().parent != ROOT or replaces or owner is None:
+        if not self.complete():
             return False
-        from utils.runs import folder  # imports torch
+        script = Path(self.script)
+        if not self.tensors and script.resolve().parent == ROOT:
+            from utils.runs import folder  # imports torch
 
-        config = importlib.import_module(script.stem).Config
-        with contextlib.suppress(SystemExit, UserError):
-            given = flag_values(cli.parse(config, None, self.words))
-            return not folder.differences(owner.arguments, given, {}, owner.directory)
-        return False
+            config, owner = importlib.import_module(script.stem).Config, self._owner()
+            with contextlib.suppress(UserError):  # more than flags, such as `&& python ...`
+                given = flag_values(cli.parse(config, None, self.words))
+                return not folder.differences(owner.arguments, given, {}, owner.directory)
+        return self.ended()[0] == "done"
 
     def look(self) -> tuple[str, str]:
         """Return one of STATES without running the command, and a note."""
         if self.finished():
             return "done", ""
-        if other := self.other_flags():  # commands that are finished may have used the file
-            return "failed", f" (made with other arguments: {other}; {REMEDY})"
         if _locked(self.log) or (self.output and _locked(self.output / files.LOCK)):
             return "running", ""
-        if self.ended().get("state") == "failed":
+        if self.ended()[0] == "failed":
             return "failed", f" ({self.reason()}; see {self.log})"
         return ("stopped" if self._attempt() else "to come"), ""
 
@@ -123,33 +97,15 @@ class Job:
         first, *lines = re.split(r"(?m)^\$ ", text)[-1].splitlines() or [""]
         return [line for line in lines if line.strip()] if first == self.text else []
 
-    def ended(self) -> dict[str, str]:
-        """Return state, seconds and digest at the end of the latest attempt, if it has ended."""
+    def ended(self) -> tuple[str, int]:
+        """Return state and seconds at the end of the latest attempt, ("", 0) if it has no end."""
         found = ENDED.fullmatch("".join(self._attempt()[-1:]))
-        return found.groupdict() if found else {}
+        return (found[1], int(found[2])) if found else ("", 0)
 
     def reason(self) -> str:
         """Return the last error line of the latest attempt, else its last line."""
         lines = [line for line in self._attempt() if not ENDED.fullmatch(line)] or ["no output"]
         return ([line for line in lines if "error:" in line] or lines)[-1].strip()[:300]
-
-    def other_flags(self) -> str:
-        """Return the flags with which `tensors` was made, if they differ from these."""
-        origin = read_origin(self.tensors) if self.tensors else None
-        differing = []
-        for flag, field in ORIGIN_FIELDS.items():
-            made, given = getattr(origin, field, None), self.flags.get(flag)
-            made = "magnitude" if made == "omp" else made
-            if made is not None and given is not None and not _same(flag, made, given):
-                differing.append(f"{flag} {made} there, {given} here")
-        return ", ".join(differing)
-
-
-def _same(flag: str, made: str | float, given: str) -> bool:
-    tolerance = 1e-3 if flag == "--rate" else 0.0  # a mask removes a whole number of weights
-    with contextlib.suppress(ValueError):
-        return made == given or abs(float(given) - float(made)) <= tolerance
-    return False
 
 
 def read(path: Path) -> list[Job]:
@@ -193,21 +149,19 @@ def _locked(path: Path) -> bool:
 
 
 def report(jobs: list[Job], parallel: int, dry_run: bool) -> None:
-    """Print the state of the jobs; for a dry run, each command that remains to be run."""
+    """Print the state of the jobs; for a dry run, with every command that has not run."""
     taken: dict[str, list[int]] = defaultdict(list)  # script -> seconds of finished commands
     for job in jobs:
         job.state, note = job.look()
-        if dry_run and job.state not in ("done", "running"):
-            print(f"stage {job.stage}, line {job.line}, {job.state}{note}: {job.text}")
-        elif job.state in ("running", "failed", "stopped"):
-            print(f"{job.state}: line {job.line}: {job.output or job.text}{note}")
-        elif job.ended().get("state") == "done":
-            taken[job.script].append(int(job.ended()["seconds"]))
-    every = list(itertools.chain(*taken.values()))
-    rest = [taken.get(job.script, every) for job in jobs if job.state != "done"]
-    left = sum(sum(seconds) / len(seconds) for seconds in rest) / parallel if every else 0
-    unit, size = ("min", 60) if left < 2 * 3600 else ("h", 3600)
-    print(_counts(jobs) + (f"; about {left / size:.1f} {unit} left" if left else ""))
+        if job.state in ("running", "failed", "stopped") or (dry_run and job.state == "to come"):
+            print(f"{job.state}: line {job.line}{note}: {job.text if dry_run else job.output}")
+        elif job.ended()[0] == "done":
+            taken[job.script].append(job.ended()[1])
+    left = ""
+    if every := list(itertools.chain(*taken.values())):
+        rest = (taken.get(job.script, every) for job in jobs if job.state != "done")
+        left = f"; about {timedelta(seconds=round(sum(map(mean, rest)) / parallel))} left"
+    print(_counts(jobs) + left)
 
 
 def _counts(jobs: list[Job]) -> str:
@@ -261,8 +215,6 @@ class Runner:
         """Run one job unless it is finished; return its state and a note."""
         if job.finished():
             return "skipped", " (finished before)"
-        if other := job.other_flags():  # commands that are finished may have used the file
-            return "failed", f" (made with other arguments: {other}; {REMEDY})"
         for earlier in self.jobs[: self.jobs.index(job)]:
             if earlier.output in job.paths and not earlier.finished():
                 needs = f"needs {earlier.output}, line {earlier.line}, which is not finished"
@@ -276,7 +228,8 @@ class Runner:
             name = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
             problem = f": {job.reason()}" if code else f", but {job.output} is not finished"
             state, note = "failed", f" ({name}{problem}; see {job.log})"
-        job.log_end(state, time.monotonic() - began)
+        with job.log.open("a", encoding="utf-8") as file:
+            file.write(f"\njoblist: {state} after {time.monotonic() - began:.0f} s\n")
         return state, note
 
     def _call(self, job: Job) -> int:
