@@ -47,10 +47,8 @@ def sparsities(found: Results, layout: Layout, theirs: Mapping[str, int]) -> dic
 
     Else it is the sparsity that most runs of the task have.
     """
-    at = layout.percents(theirs)
-    if layout.sparsity is None:
-        at = {task: found.percent([task], percent, own=True) for task, percent in at.items()}
-    return at
+    theirs = paper.OWN_SPARSITY | dict(theirs)
+    return {t: layout.sparsity or found.percent([t], theirs[t], own=True) for t in layout.tasks}
 
 
 def quoted(row: str) -> dict[str, Cell]:
@@ -120,15 +118,15 @@ def _note_sparsities(table: Table, layout: Layout, at: dict[str, float]) -> None
         layout.note(table, f"The paper's numbers are those at its own sparsities, in %: {named}.")
         if layout.sparsity is None:
             note = (
-                "These tasks have no subnetwork of the paper's sparsity; the table shows the most"
+                "These tasks have no subnetwork of that sparsity; the table shows the most common."
             )
-            table.notes.append(f"{note} common one, --sparsity any other.")
+            table.notes.append(note)
 
 
 def _rewindings(found: Results) -> list[str]:
-    """Return the paper's rewinding points and the measured ones, without 0."""
+    """Return the rewinding points that were measured, without 0."""
     measured = set(found.rows["rewinding"][found.rows["source"] == "imp"])
-    return sorted(measured.union(map(str, paper.REWINDS)) - {"0", results.STANDARD}, key=int)
+    return sorted(measured - {"0", results.STANDARD}, key=int)
 
 
 def table4(found: Results, layout: Layout) -> Table:
@@ -146,6 +144,12 @@ def table4(found: Results, layout: Layout) -> Table:
     return table
 
 
+def _transfer_percent(found: Results, layout: Layout) -> float:
+    """Return the sparsity in percent of the masks that move between tasks."""
+    usual = paper.TRANSFER_SPARSITY
+    return layout.sparsity or found.percent(layout.tasks, usual, own=False)
+
+
 def _transfers(found: Results, layout: Layout, kind: str, **wanted: Any) -> Cells:
     """Return target -> mean of the selected subnetworks minus the full network's.
 
@@ -153,7 +157,7 @@ def _transfers(found: Results, layout: Layout, kind: str, **wanted: Any) -> Cell
     """
     cells: Cells = {}
     for task in layout.tasks:
-        full, cell = found.full(task), found.cell(task, kind, layout.transfer_percent, **wanted)
+        full, cell = found.full(task), found.cell(task, kind, **wanted)
         cells[task] = replace(cell, mean=cell.mean - full.mean) if cell and full else None
     return cells
 
@@ -174,10 +178,10 @@ def _figure2(layout: Layout, name: str, title: str, cells: dict[str, Cells]) -> 
 
 def figure2(found: Results, layout: Layout) -> Table:
     """Figure 2: Transfer(S, T) minus the full network's score on T."""
-    percent = layout.transfer_percent
-    title = f"Figure 2: transfer of {percent:g} % subnetworks, less the full network's score"
-    cells = {s: _transfers(found, layout, "IMP", source_task=s) for s in layout.tasks}
-    cells[paper.OMP] = _transfers(found, layout, "one-shot")
+    at = _transfer_percent(found, layout)
+    title = f"Figure 2: transfer of {at:g} % subnetworks, less the full network's score"
+    cells = {s: _transfers(found, layout, "IMP", percent=at, source_task=s) for s in layout.tasks}
+    cells[paper.OMP] = _transfers(found, layout, "one-shot", percent=at)
     table = _figure2(layout, "figure2", title, cells)
     table.notes += [
         "Dark (bold): at least as high as the mask found on the target itself; the last column "
@@ -199,12 +203,13 @@ def figure2_paper(layout: Layout) -> Table:
 
 def figure_rewind(found: Results, layout: Layout) -> Table:
     """Section 4, question 3: transfer of subnetworks rewound to theta_i, like Figure 2."""
-    what = f"Transfer of {layout.transfer_percent:g} % subnetworks rewound to later points"
+    percent = _transfer_percent(found, layout)
+    what = f"Transfer of {percent:g} % subnetworks rewound to later points"
     title = f"{what}, less the full network's score"
     table = layout.table("figure_rewind", title, "source, rewound to \\ target", digits=2)
     rewound = set(found.rows["init_task"][found.rows["init"] == "rewound"])
-    for source in (task for task in paper.TASKS if task in (rewound or {"squad", "mlm"})):
-        wanted: dict[str, Any] = {"source_task": source}
+    for source in (task for task in paper.TASKS if task in rewound):
+        wanted: dict[str, Any] = {"percent": percent, "source_task": source}
         for point in ["0", *_rewindings(found)]:
             if point != "0":
                 wanted |= {"init": "rewound", "init_task": source}

@@ -212,7 +212,7 @@ def draw(folder: Path, layout: Layout, as_released: bool) -> dict[str, Figure]:
     for table in made:
         if table.name == "figure_sparsity":
             drawn[table.name] = sparsities(found, layout.tasks)
-        elif table.name != "figure_rewind" or "rewound" in set(found.rows["init"]):
+        else:
             drawn[table.name] = DRAW.get(table.name, shares)(table)
     for notice in found.notices:
         files.warn(notice)

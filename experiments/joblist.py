@@ -159,8 +159,8 @@ def report(jobs: list[Job], parallel: int, dry_run: bool) -> None:
             taken[job.script].append(job.ended()[1])
     left = ""
     if every := list(itertools.chain(*taken.values())):
-        rest = (taken.get(job.script, every) for job in jobs if job.state != "done")
-        left = f"; about {timedelta(seconds=round(sum(map(mean, rest)) / parallel))} left"
+        rest = (mean(taken.get(job.script, every)) for job in jobs if job.state != "done")
+        left = f"; about {timedelta(seconds=round(sum(rest) / parallel))} left"
     print(_counts(jobs) + left)
 
 

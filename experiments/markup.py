@@ -1,5 +1,6 @@
 """Tables of measured and quoted numbers, and their text as Markdown, CSV and LaTeX."""
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -49,29 +50,24 @@ class Table:
     rows: list[tuple[str, list[Value]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, label: str, values: Iterable[Value]) -> None:
-        """Append a row."""
-        self.rows.append((label, list(values)))
+    def add(self, label: str, values: Iterable[Value], quoted: Iterable[Value] = ()) -> None:
+        """Append a row, if it has a value, and the paper's numbers, if `quoted`, below it."""
+        own, theirs = list(values), list(quoted)
+        if theirs or any(value is not None for value in own):
+            self.rows.append((label, own))
+        if theirs:
+            self.rows.append((PAPER, theirs))
 
     def measured(self) -> bool:
         """Return whether any cell holds a measurement."""
         return any(_measured(value) for _, values in self.rows for value in values)
 
-    def drop_empty(self, columns: bool) -> None:
-        """Remove rows without a value and, if asked, columns without a measurement."""
-        below = [label for label, _ in self.rows[1:]] + [""]
-        lines = zip(self.rows, below, strict=True)
-        self.rows = [
-            row for row, after in lines if PAPER in (row[0], after) or set(row[1]) != {None}
-        ]
-        if columns:
-            kept = [
-                at
-                for at in range(len(self.header) - 1)
-                if any(_measured(values[at]) for _, values in self.rows)
-            ]
-            self.header = [self.header[0], *(self.header[1 + at] for at in kept)]
-            self.rows = [(label, [values[at] for at in kept]) for label, values in self.rows]
+    def drop_empty_columns(self) -> None:
+        """Remove the columns without a measurement."""
+        columns = zip(*(values for _, values in self.rows), strict=True)
+        kept = [any(map(_measured, column)) for column in columns]
+        self.header = [self.header[0], *itertools.compress(self.header[1:], kept)]
+        self.rows = [(label, list(itertools.compress(row, kept))) for label, row in self.rows]
 
     def texts(self, bold: str) -> list[list[str]]:
         """Return label and texts of each row."""
@@ -85,18 +81,7 @@ class Layout:
     tasks: tuple[str, ...] = paper.TASKS
     with_paper: bool = True
     sparsity: float | None = None  # percent; None: the paper's, for each task and table
-    transfer: float = float(paper.TRANSFER_SPARSITY)  # percent, without a `sparsity`
     named: bool = True  # the user named the tasks: their columns stay if they are empty
-
-    @property
-    def transfer_percent(self) -> float:
-        """The sparsity in percent of the masks that move between tasks."""
-        return self.sparsity or self.transfer
-
-    def percents(self, default: Mapping[str, int]) -> dict[str, float]:
-        """Return the sparsity in percent of each task: the user's, else `default`'s."""
-        default = {**paper.OWN_SPARSITY, **default}
-        return {task: self.sparsity or float(default[task]) for task in self.tasks}
 
     def table(self, name: str, title: str, corner: str = "", digits: int = 1) -> Table:
         """Return an empty table with a column per task."""
@@ -104,9 +89,8 @@ class Layout:
 
     def add(self, table: Table, label: str, values: ByTask, quoted: ByTask | None = None) -> None:
         """Append a row and, if they are printed, the paper's numbers below it."""
-        table.add(label, map(values.get, self.tasks))
-        if quoted and self.with_paper:
-            table.add(PAPER, map(quoted.get, self.tasks))
+        theirs = map(quoted.get, self.tasks) if quoted and self.with_paper else ()
+        table.add(label, map(values.get, self.tasks), theirs)
 
     def note(self, table: Table, text: str) -> None:
         """Add a note on the paper's numbers, if they are printed."""

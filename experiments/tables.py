@@ -45,15 +45,13 @@ def build(
     Raises UserError if there are no results, or those of one task have different recipes.
     """
     found = results.read(folder, as_released)
-    transfer = found.percent(layout.tasks, layout.transfer, own=False)
-    layout = replace(layout, transfer=transfer)
     wanted = only or [*BUILDERS, OVERLAP]
     tables = [builder(found, layout) for name, builder in BUILDERS.items() if name in wanted]
     if OVERLAP in wanted:
         tables += overlap_tables(folder, found, layout, as_released)
     tables = [table for table in tables if table.measured()]
-    for table in tables:
-        table.drop_empty(columns=not layout.named)
+    for table in tables if not layout.named else ():
+        table.drop_empty_columns()
     names = [table.name for table in tables]
     if "figure2" in names and layout.with_paper:
         header = tables[at := names.index("figure2")].header
@@ -83,9 +81,7 @@ def parser(description: str | None, what: str) -> argparse.ArgumentParser:
     add("folder", type=Path, help="folder below which every results.jsonl and mask is read")
     add("--out", type=Path, help=f"where to write the {what} (default, ours: FOLDER/{what})")
     add("--tasks", nargs="+", metavar="TASK", help="tasks (default: the paper's eleven)")
-    which = (
-        "sparsity of the subnetworks compared, 0 to 1 (default: the paper's, or the most common)"
-    )
+    which = "sparsity of the subnetworks, 0 to 1 (default: the paper's, or the most common)"
     add("--sparsity", type=float, metavar="S", help=which)
     add("--as_released", action="store_true", help="use the masks found with --as_released instead")
     add("--no_paper", action="store_true", help="leave out the paper's numbers")

@@ -54,19 +54,10 @@ def texts(axes) -> list[str]:
 def test_figure2_draws_the_numbers_and_shades_of_the_table(tree, layout):
     figure = figures.transfers(builders.figure2(results.read(tree), layout))
     [axes] = figure.axes
-    assert texts(axes)[:9] == [
-        "-1.50",
-        "-10.50",
-        "1 of 2",
-        "-1.50",
-        "-3.00",
-        "2 of 2",
-        "-",
-        "-",
-        "-",
-    ]
+    shown = ["-1.50", "-10.50", "1 of 2", "-1.50", "-3.00", "2 of 2", "dark"]
+    assert texts(axes) == shown
     shades = [matplotlib.colors.to_hex(patch.get_facecolor()) for patch in axes.patches]
-    assert shades == [figures.DARK, figures.LIGHT, figures.DARK, figures.DARK, "#ffffff", "#ffffff"]
+    assert shades == [figures.DARK, figures.LIGHT, figures.DARK, figures.DARK]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["STS-B", "RTE"]
     figure.draw_without_rendering()
     title, dark = figure._suptitle.get_window_extent(), axes.texts[-1].get_window_extent()
