@@ -58,30 +58,28 @@ def find(folder: Path, as_released: bool, notices: list[str]) -> list[MaskFile]:
 
 
 def _mask_file(origin_path: Path, as_released: bool, notices: list[str]) -> MaskFile | None:
-    path = origin_path.with_name(origin_path.name.removesuffix(files.ORIGIN_SUFFIX))
+    path = origin_path.with_suffix("")
     try:
-        origin = schema.read(origin_path, Origin)
+        origin = schema.read(origin_path, Origin) or Origin()
     except UserError as error:
         notices.append(f"{error}; left out")
         return None
-    if origin is None or origin.mask_sha256 is None or not path.is_file():
+    digest, is_imp = origin.mask_sha256, origin.method == "imp"
+    if digest is None or not path.is_file():
         return None
-    needed = ("sparsity", "task") if origin.method == "imp" else ("sparsity",)
-    if lacking := [key for key in needed if getattr(origin, key) is None]:
-        notices.append(f"{origin_path}: no {lacking[0]!r}; left out")
+    if origin.sparsity is None or (is_imp and origin.task is None):
+        notices.append(f"{origin_path}: no 'sparsity' or no 'task'; left out")
         return None
-    percent, digest = round(100 * (origin.sparsity or 0.0), 1), origin.mask_sha256
+    percent = round(100 * origin.sparsity, 1)
     if origin.method == "omp" and origin.weight in (None, "pre"):
         return MaskFile(path, paper.OMP, percent, None, digest)
-    wanted = origin.method == "imp" and bool(origin.as_released) == as_released
-    if origin.task and wanted and rewinding_label(origin) == "0":
-        return MaskFile(path, origin.task, percent, origin.seed, digest)
-    return None
+    wanted = is_imp and bool(origin.as_released) == as_released and rewinding_label(origin) == "0"
+    return MaskFile(path, str(origin.task), percent, origin.seed, digest) if wanted else None
 
 
 @functools.cache
-def _bits(mask: MaskFile) -> dict[str, np.ndarray] | None:
-    """Return mask key -> uint8, one bit per weight; None with a warning for another mask.
+def _bits(mask: MaskFile) -> dict[str, np.ndarray]:
+    """Return mask key -> uint8, one bit per weight; empty, with a warning, for another mask.
 
     Raises UserError if the file is corrupt.
     """
@@ -90,24 +88,28 @@ def _bits(mask: MaskFile) -> dict[str, np.ndarray] | None:
     tensors = mask_files.load_tensors(mask.path, "mask")
     if masks.digest(tensors) != mask.digest:
         files.warn(f"{mask.path}: the .json beside it describes another mask; left out")
-        return None
+        return {}
     return {key: np.packbits(value.bool().numpy().reshape(-1)) for key, value in tensors.items()}
 
 
 @functools.cache
 def _counts(one: MaskFile, other: MaskFile) -> pd.DataFrame:
-    """Return COUNTS of two masks, with layer and kind, in a row per matrix.
+    return _count(_bits(one), _bits(other), (one.path, other.path))
+
+
+def _count(
+    one: dict[str, np.ndarray], other: dict[str, np.ndarray], paths: tuple[Path, Path]
+) -> pd.DataFrame:
+    """Return COUNTS of two masks of bits or bytes, with layer, kind and size, in a row per matrix.
 
     Raises UserError for masks of different architectures.
     """
-    a, b = _bits(one) or {}, _bits(other) or {}
-    if {key: bits.shape for key, bits in a.items()} != {key: bits.shape for key, bits in b.items()}:
-        remedy = "give a folder with the runs of one model"
-        raise UserError(
-            f"{one.path} and {other.path} are masks of different architectures; {remedy}"
-        )
-    rows = [(*_part(key), *map(_kept, (a[key] & b[key], a[key], b[key]))) for key in a]
-    return pd.DataFrame(rows, columns=["layer", "kind", *COUNTS])
+    if {key: a.shape for key, a in one.items()} != {key: b.shape for key, b in other.items()}:
+        what = " and ".join(map(str, paths))
+        raise UserError(f"{what} are masks of different architectures; give masks of one model")
+    pairs = {key: (a, other[key]) for key, a in one.items()}
+    rows = [(*_part(key), *map(_kept, (a & b, a, b)), a.size) for key, (a, b) in pairs.items()]
+    return pd.DataFrame(rows, columns=["layer", "kind", *COUNTS, "size"])
 
 
 def _kept(bits: np.ndarray) -> int:
@@ -213,13 +215,11 @@ def compare(one: Path, other: Path) -> Table:
     """
     from utils.pruning import mask_files  # imports torch
 
-    a, b = mask_files.load(one), mask_files.load(other)
-    if {key: keep.shape for key, keep in a.items()} != {key: keep.shape for key, keep in b.items()}:
-        remedy = "give masks of one model"
-        raise UserError(f"{one} and {other} are masks of different architectures; {remedy}")
-    each = ((key, (a[key] & b[key], a[key], b[key], a[key] | True)) for key in a)
-    rows = [(*_part(key), *(int(keep.sum()) for keep in keeps)) for key, keeps in each]
-    counts = pd.DataFrame(rows, columns=["layer", "kind", *COUNTS, "size"])
+    a, b = (
+        {key: keep.numpy().view(np.uint8) for key, keep in mask_files.load(path).items()}
+        for path in (one, other)
+    )
+    counts = _count(a, b, (one, other))
     header = ["", "sparsity, %", "sparsity of the second, %", "shared (IoU), %", "cosine x 100"]
     table = Table("overlap", f"Overlap of {one} and {other}", header, digits=2)
     by_part = [counts.groupby(part, sort=False) for part in ("layer", "kind")]

@@ -417,7 +417,7 @@ def test_different_masks_of_one_seed_are_left_out_with_a_notice(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sparsity": None}, "no 'sparsity'"),
+        ({"sparsity": None}, "no 'sparsity' or no 'task'"),
         ({"sparsity": "0.7"}, "corrupt or unreadable ('sparsity' is '0.7', not a number or null)"),
         ({"task": 3}, "corrupt or unreadable ('task' is 3, not a string or null)"),
         (
@@ -429,8 +429,8 @@ def test_different_masks_of_one_seed_are_left_out_with_a_notice(tmp_path):
             {"rewind_steps": 1.5},
             "corrupt or unreadable ('rewind_steps' is 1.5, not an integer or null)",
         ),
-        ("sparsity", "no 'sparsity'"),
-        ("task", "no 'task'"),
+        ("sparsity", "no 'sparsity' or no 'task'"),
+        ("task", "no 'sparsity' or no 'task'"),
     ],
 )
 def test_a_mask_with_an_invalid_origin_is_left_out_with_a_notice(tmp_path, changes, message):
@@ -477,7 +477,7 @@ def test_a_mask_without_sparsity_stops_no_table(stsb):
     path.write_text(json.dumps({"mask_sha256": json.loads(path.read_text())["mask_sha256"]}))
     done = run(str(stsb), "--tasks", "sts-b")
     assert done.returncode == 0 and done.stderr.startswith(
-        f"warning: {path}: no 'sparsity'; left out\n"
+        f"warning: {path}: no 'sparsity' or no 'task'; left out\n"
     )
 
 
