@@ -187,9 +187,8 @@ def _by_part(counts: dict[str, list[pd.DataFrame]], title: str, column: str) -> 
     parts = dict.fromkeys(part for own in counts.values() for each in own for part in each[column])
     table = Table(f"overlap_by_{column}", f"{title} by {column}", ["", *parts])
     for label, own in counts.items():
-        if own:
-            cells = [_mean([each[each[column] == part] for each in own], iou) for part in parts]
-            table.add(label, cells)
+        cells = [_mean([each[each[column] == part] for each in own], iou) for part in parts]
+        table.add(label, cells)
     return table
 
 

@@ -216,7 +216,7 @@ def command_list(args: argparse.Namespace) -> CommandList:
 
 def _percent(flag: str, sparsity: float) -> int:
     percent = round(100 * sparsity) if 0 < sparsity < 1 else 0
-    if not 0 < percent < 100 or abs(percent - 100 * sparsity) > 1e-9:
+    if not percent or abs(percent - 100 * sparsity) > 1e-9:
         raise UserError(f"{flag} {sparsity:g}: give a whole percentage between 0 and 1, as in 0.7")
     return percent
 

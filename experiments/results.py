@@ -131,9 +131,11 @@ def read(folder: Path, as_released: bool = False) -> Results:
         remedy = "give the folder that holds the output folders"
         raise UserError(f"{folder}: no {files.RESULTS} below it; {remedy}")
     found: list[dict[str, Any]] = []
-    aside = sorted({str(each) for path in paths if (each := files.moved_aside(path, folder))})
-    notices = [f"{each}: moved aside by a later run; give it alone to read it" for each in aside]
-    for path in (path for path in paths if not files.moved_aside(path, folder)):
+    notices: list[str] = []
+    for path in paths:
+        if aside := files.moved_aside(path, folder):
+            notices.append(f"{aside}: moved aside by a later run; give it alone to read it")
+            continue
         records, problems = read_records(path)
         notices += problems
         for number, record in records:
