@@ -42,20 +42,20 @@ class Job:
     def __init__(self, line: int, stage: int, text: str, log: Path) -> None:
         self.line, self.stage, self.text, self.log = line, stage, text, log
         self.state = "to come"
-        words = [os.path.expanduser(word) for word in shlex.split(os.path.expandvars(text))]
+        given = [os.path.expanduser(word) for word in shlex.split(os.path.expandvars(text))]
+        words = [part for word in given for part in word.split("=", word.startswith("--"))]
         at = next((at for at, word in enumerate(words) if word.endswith(".py")), 0)
         self.script, self.words = words[at], words[at + 1 :]
         self.paths = {path for word in words for path in (Path(word), *Path(word).parents)}
-        self.flags = dict(itertools.pairwise(words))
-        self.flags |= dict(word.split("=", 1) for word in words if re.match("--.*=", word))
+        flags = dict(itertools.pairwise(words))
         self.output: Path | None = None  # the folder or file that it writes
         self.tensors: Path | None = None  # the file, if it is made in one shot
-        if "--output_dir" in self.flags:
-            self.output = Path(self.flags["--output_dir"])
-            if any(word.endswith("oneshot.py") for word in words):
+        if "--output_dir" in flags:
+            self.output = Path(flags["--output_dir"])
+            if self.script.endswith("oneshot.py"):
                 self.tensors = self.output / files.MASK
-        elif "--output" in self.flags:
-            self.output = self.tensors = Path(self.flags["--output"])
+        elif "--output" in flags:
+            self.output = self.tensors = Path(flags["--output"])
 
     def complete(self) -> bool:
         """Return whether the output is complete, made by this command or by another one."""
@@ -157,10 +157,9 @@ def report(jobs: list[Job], parallel: int, dry_run: bool) -> None:
             print(f"{job.state}: line {job.line}{note}: {job.text if dry_run else job.output}")
         elif job.ended()[0] == "done":
             taken[job.script].append(job.ended()[1])
-    left = ""
-    if every := list(itertools.chain(*taken.values())):
-        rest = (mean(taken.get(job.script, every)) for job in jobs if job.state != "done")
-        left = f"; about {timedelta(seconds=round(sum(rest) / parallel))} left"
+    every = list(itertools.chain(*taken.values()))
+    rest = [mean(taken.get(job.script, every)) for job in jobs if every and job.state != "done"]
+    left = f"; about {timedelta(seconds=round(sum(rest) / parallel))} left" if rest else ""
     print(_counts(jobs) + left)
 
 

@@ -121,6 +121,7 @@ def test_similar_folder_names_are_not_confused(workplace):
         "python train.py --output_dir o/seed10",
         "# stage 2",
         "python train.py --mask o/seed10/mask.pt --output_dir o/c",
+        "python train.py --mask=o/seed1/mask.pt --output_dir=o/d",
     )
     assert joblist.main([str(path)]) == 1
     assert order(workplace) == ["seed1", "seed10", "c"]
