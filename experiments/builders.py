@@ -116,11 +116,6 @@ def _note_sparsities(table: Table, layout: Layout, at: dict[str, float]) -> None
     if other:
         named = ", ".join(other)
         layout.note(table, f"The paper's numbers are those at its own sparsities, in %: {named}.")
-        if layout.sparsity is None:
-            note = (
-                "These tasks have no subnetwork of that sparsity; the table shows the most common."
-            )
-            table.notes.append(note)
 
 
 def _rewindings(found: Results) -> list[str]:

@@ -71,6 +71,6 @@ def test_the_miniature_overwrites_no_other_file(tmp_path):
     words = miniature.Language(1)
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "vocab.txt").write_text("mine\n")
-    with pytest.raises(UserError, match=r"bert/vocab\.txt: another file is there"):
+    with pytest.raises(UserError, match=r"bert/vocab\.txt: exists with other content"):
         miniature.build(tmp_path, words)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["vocab.txt"]
