@@ -131,7 +131,7 @@ def test_the_origin_of_another_mask_is_not_recorded(data, imp, tmp_path):
         "glue_trans.py", *evaluation(data, tmp_path / "out", *flags, model=imp / "checkpoint-4")
     )
     (warning,) = ended.errors()
-    assert ended.code == 0 and warning.startswith(f"warning: {path}: ")
+    assert ended.code == 0 and warning.startswith(f"warning: {path}.json: ")
     row = results(tmp_path / "out")[0]
     digest = masks.digest(torch.load(path, weights_only=True))
     assert row["mask_info"] is None and row["mask_sha256"] == digest
