@@ -111,12 +111,8 @@ class SquadConfig:
     train_file: str | None = flag(None, "SQuAD JSON to train on")
     predict_file: str | None = flag(None, "SQuAD JSON to evaluate on")
     max_seq_length: int = flag(384, "maximum WordPieces of a window, question included")
-    doc_stride: int = flag(
-        128, "WordPieces between the starts of two windows of one context", bounds=">= 1"
-    )
-    max_query_length: int = flag(
-        64, "maximum WordPieces of a question; the rest is truncated", bounds=">= 1"
-    )
+    doc_stride: int = flag(128, "WordPieces from one window's start to the next", bounds=">= 1")
+    max_query_length: int = flag(64, "WordPieces of a question; the rest is cut off", bounds=">= 1")
     do_lower_case: bool = flag(False, "lower-case the text, as uncased models need")
     n_best_size: int = flag(20, "answers in the n-best list, and logits considered", bounds=">= 1")
     max_answer_length: int = flag(30, "maximum WordPieces of an answer", bounds=">= 1")

@@ -77,9 +77,8 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path, overwrite: bool =
     with files.atomic_file(path) as temporary:
         with files.open_for_torch(temporary) as file:
             torch.save(tensors, file)  # a path would write the temporary name into the file
-        is_same = path.is_file() and filecmp.cmp(path, temporary, shallow=False)
-        is_new = not path.exists() and not files.origin_path(path).exists()
-        if not (overwrite or is_same or is_new):
+        is_taken = not overwrite and (path.exists() or files.origin_path(path).exists())
+        if is_taken and not (path.is_file() and filecmp.cmp(path, temporary, shallow=False)):
             remedy = "give --overwrite to replace it, or another path"
             raise UserError(f"{path}: exists with another content; {remedy}")
 
