@@ -116,6 +116,9 @@ def _note_sparsities(table: Table, layout: Layout, at: dict[str, float]) -> None
     if other:
         named = ", ".join(other)
         layout.note(table, f"The paper's numbers are those at its own sparsities, in %: {named}.")
+        if layout.sparsity is None:
+            what = "If a task has no subnetwork of the paper's sparsity"
+            table.notes.append(f"{what}, the table shows the most common one.")
 
 
 def _rewindings(found: Results) -> list[str]:
