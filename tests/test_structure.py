@@ -34,6 +34,7 @@ LAYERS = {
 FOUNDATION = {
     "utils.errors": set(),
     "utils.files": set(),
+    "utils.hub": set(),
     "utils.config": {"utils.errors"},
     "utils.schema": {"utils.errors"},
 }

@@ -12,7 +12,9 @@ from utils.errors import UserError
 LIMITS = {int: (f"> {-(2**31)}", f"< {2**31}"), float: ("> -1e35", "< 1e35")}
 
 
-def flag(default: Any, text: str, *, bounds: str = "", **options: Any) -> Any:
+def flag(
+    default: Any, text: str, *, bounds: str = "", kw_only: bool = False, **options: Any
+) -> Any:
     """Declare a dataclass field as a flag of the same name.
 
     `default`: `...` makes the flag required. `bounds`: as in "> 0" or ">= 1", joined by commas;
@@ -21,7 +23,9 @@ def flag(default: Any, text: str, *, bounds: str = "", **options: Any) -> Any:
     """
     metadata = {"help": text, "bounds": bounds, "options": options}
     return dataclasses.field(
-        default=dataclasses.MISSING if default is ... else default, metadata=metadata
+        default=dataclasses.MISSING if default is ... else default,
+        metadata=metadata,
+        kw_only=kw_only,
     )
 
 
@@ -91,24 +95,59 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class GlueConfig:
+class DataConfig:
+    """Where the data of a task come from: files, or a dataset."""
+
+    FILE_FLAGS: ClassVar[tuple[str, ...]] = ()
+
+    dataset_name: str | None = flag(
+        None,
+        "without files: hub name or local folder (parquet, or from save_to_disk) of a dataset; "
+        "left out, the hub's own for this task",
+        kw_only=True,
+    )
+    dataset_config_name: str | None = flag(None, "configuration of that dataset", kw_only=True)
+
+    def __post_init__(self) -> None:
+        given = [f"--{name}" for name in self.FILE_FLAGS if getattr(self, name) is not None]
+        if given and (self.dataset_name or self.dataset_config_name):
+            raise UserError(f"--dataset_name and {given[0]} exclude each other; give one")
+
+    @property
+    def from_files(self) -> bool:
+        """Whether a flag names a file or folder of the data."""
+        return any(getattr(self, name) is not None for name in self.FILE_FLAGS)
+
+
+@dataclass(frozen=True)
+class GlueConfig(DataConfig):
     """GLUE data."""
+
+    FILE_FLAGS = ("data_dir",)
 
     task_name: str = flag(
         ..., "CoLA, MNLI, MNLI-MM, MRPC, QNLI, QQP, RTE, SST-2, STS-B or WNLI, in any case"
     )
-    data_dir: str = flag(..., "folder with the task's files as GLUE names them, such as train.tsv")
+    data_dir: str | None = flag(
+        None,
+        "folder with the task's files as GLUE names them, such as train.tsv; left out, the rows "
+        "come from the hub (nyu-mll/glue)",
+    )
     max_seq_length: int = flag(128, "maximum WordPieces of a row, [CLS] and [SEP] included")
     do_lower_case: bool = flag(False, "lower-case the text, as uncased models need")
 
 
 @dataclass(frozen=True)
-class SquadConfig:
+class SquadConfig(DataConfig):
     """SQuAD data."""
 
+    FILE_FLAGS = ("train_file", "predict_file")
     # True: an answer with a space that does not separate words, such as U+00A0, is not found
     only_word_spaces: ClassVar[bool] = False
-    train_file: str | None = flag(None, "SQuAD JSON to train on")
+
+    train_file: str | None = flag(
+        None, "SQuAD JSON to train on; without files, the questions come from the hub"
+    )
     predict_file: str | None = flag(None, "SQuAD JSON to evaluate on")
     max_seq_length: int = flag(384, "maximum WordPieces of a window, question included")
     doc_stride: int = flag(128, "WordPieces from one window's start to the next", bounds=">= 1")
@@ -132,10 +171,14 @@ class SquadConfig:
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class TextConfig(DataConfig):
     """Text for masked language modelling."""
 
-    train_data_file: str | None = flag(None, "UTF-8 text to train on, of any size")
+    FILE_FLAGS = ("train_data_file", "eval_data_file")
+
+    train_data_file: str | None = flag(
+        None, "UTF-8 text to train on, of any size; without files, WikiText-103 from the hub"
+    )
     eval_data_file: str | None = flag(None, "UTF-8 text to evaluate on")
     mlm: bool = flag(False, "masked language modelling, the only objective here; must be given")
     mlm_probability: float = flag(0.15, "fraction of the tokens to predict", bounds="> 0, < 1")
@@ -145,7 +188,15 @@ class TextConfig:
     line_by_line: bool = flag(False, "make each line a row instead of cutting blocks of a stream")
     threads: int = _threads()
 
+    validation_split_percentage: float | None = flag(
+        None,
+        "percentage of the training rows to evaluate on if a dataset has no validation split; left "
+        "out, 5",
+        bounds="> 0, < 100",
+    )
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.mlm:
             raise UserError("BERT is trained on masked language modelling: give --mlm")
 

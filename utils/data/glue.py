@@ -125,7 +125,7 @@ def read_examples(spec: GlueSpec, path: Path) -> GlueExamples:
         cells = line.split("\t")
         if len(cells) == len(header):
             label, *texts = (cells[column] for column in needed)
-            labels.append(_parse_label(spec, label, f"{path} row {number}"))
+            labels.append(parse_label(spec, label, f"{path} row {number}"))
             rows.append(texts)
         elif spec.torn and len(cells) < len(header):
             torn.append(number)
@@ -164,8 +164,11 @@ def _read_lines(path: Path) -> list[str]:
     return lines
 
 
-def _parse_label(spec: GlueSpec, text: str, where: str) -> float:
-    """Return the class number or the score, which must be finite in float32, the loss's type."""
+def parse_label(spec: GlueSpec, text: str, where: str) -> float:
+    """Return the class number or the score, which must be finite in float32, the loss's type.
+
+    Raises UserError that starts with `where`.
+    """
     if spec.labels is None:
         with contextlib.suppress(ValueError):
             if abs(float(text)) <= FLOAT32_MAX:

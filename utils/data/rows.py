@@ -73,8 +73,8 @@ def batches_by_length(rows: Rows, width: int | None = None) -> list[np.ndarray]:
     return batches
 
 
-def warn_of_unknown(path: Path, tokenizer: BertTokenizer, ids: np.ndarray) -> None:
-    """Warn if more than UNKNOWN_SHARE of the tokens `ids`, [tokens], of a file are [UNK]."""
+def warn_of_unknown(name: str, tokenizer: BertTokenizer, ids: np.ndarray) -> None:
+    """Warn if more than UNKNOWN_SHARE of the tokens `ids`, [tokens], of `name` are [UNK]."""
     parts = np.array_split(ids, len(ids) // (1 << 24) + 1)  # bounds the memory
     special = [tokenizer.cls_token_id, tokenizer.sep_token_id]
     unknown = sum(np.count_nonzero(part == tokenizer.unk_token_id) for part in parts)
@@ -83,4 +83,4 @@ def warn_of_unknown(path: Path, tokenizer: BertTokenizer, ids: np.ndarray) -> No
         case = "lower-cased" if tokenizer.do_lower_case else "not lower-cased"
         remedy = "check --do_lower_case (MLM: do_lower_case in tokenizer_config.json) and vocab.txt"
         share = f"{unknown / tokens:.1%} of the tokens are unknown ([UNK])"
-        files.warn(f"{path}: {share}; the text is {case}: {remedy}")
+        files.warn(f"{name}: {share}; the text is {case}: {remedy}")

@@ -2,11 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils import files
 from utils.errors import UserError
 
 _VERSION_2 = re.compile(r"v?2(\.|$)")
@@ -27,6 +28,20 @@ class SquadExample:
     answers: tuple[tuple[str, int], ...]
 
 
+@dataclass(frozen=True)
+class Questions:
+    """The questions of a file or a dataset.
+
+    name: as messages name it; folder: where its window caches go without --cache_dir; digest: of
+    its content.
+    """
+
+    name: str
+    folder: Path
+    digest: str
+    examples: list[SquadExample]
+
+
 def read_squad(path: Path, v2: bool) -> list[SquadExample]:
     """Read every question of a SQuAD v1.1 file, or with `v2` of a v2.0 (or v1.1) file, in order.
 
@@ -37,14 +52,30 @@ def read_squad(path: Path, v2: bool) -> list[SquadExample]:
     document = _read_json(path)
     if not v2 and _VERSION_2.match(str(document.get("version"))):
         raise UserError(f"{path}: this is a SQuAD 2.0 file; {_REMEDY}")
+    return check_questions(str(path), _questions(path, document), v2)
+
+
+def read_questions(path: Path, v2: bool) -> Questions:
+    """Read a SQuAD file as `read_squad` does."""
+    examples = read_squad(path, v2)
+    return Questions(str(path), path.parent, files.file_digest(path), examples)
+
+
+def check_questions(
+    source: str, questions: Iterable[tuple[str, Any, Any]], v2: bool
+) -> list[SquadExample]:
+    """Return the questions (position, paragraph, entry) of a source, each checked.
+
+    Raises UserError as `read_squad` does.
+    """
     examples: dict[str, SquadExample] = {}
-    for where, context, entry in _questions(path, document):
-        example = _example(where, context, entry, v2)
+    for where, paragraph, entry in questions:
+        example = _example(where, _get(paragraph, "context", str, where), entry, v2)
         if example.id in examples:
-            raise UserError(f"{path}: two questions have the id {example.id!r}; make ids unique")
+            raise UserError(f"{source}: two questions have the id {example.id!r}; make ids unique")
         examples[example.id] = example
     if not examples:
-        raise UserError(f"{path}: has no questions; give another file")
+        raise UserError(f"{source}: has no questions; give another file")
     return list(examples.values())
 
 
@@ -58,14 +89,13 @@ def _read_json(path: Path) -> Any:
     return document
 
 
-def _questions(path: Path, document: Any) -> Iterator[tuple[str, str, Any]]:
-    """Yield (position in the file, context, entry) of each question; positions count from 1."""
+def _questions(path: Path, document: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (position in the file, paragraph, entry) of each question; positions count from 1."""
     for a, article in enumerate(_get(document, "data", list, f"{path}"), 1):
         for p, paragraph in enumerate(_get(article, "paragraphs", list, f"{path}: article {a}"), 1):
             where = f"{path}: article {a}, paragraph {p}"
-            context = _get(paragraph, "context", str, where)
             for q, entry in enumerate(_get(paragraph, "qas", list, where), 1):
-                yield f"{where}, question {q}", context, entry
+                yield f"{where}, question {q}", paragraph, entry
 
 
 def _example(where: str, context: str, entry: Any, v2: bool) -> SquadExample:

@@ -18,7 +18,7 @@ from utils import files
 from utils.config import SquadConfig
 from utils.data.cache import Arrays, cached_arrays
 from utils.data.rows import Rows
-from utils.data.squad import SquadExample, read_squad
+from utils.data.squad import Questions, SquadExample
 from utils.errors import UserError
 
 WORD = re.compile("[^ \t\r\n\u202f]+")  # a word of a context in the released code
@@ -59,20 +59,21 @@ class SquadWindows:
 
 
 def load(
-    path: Path,
+    questions: Questions,
     tokenizer: BertTokenizer,
     config: SquadConfig,
     training: bool,
     cache_dir: str | None = None,
     overwrite_cache: bool = False,
-) -> tuple[list[SquadExample], SquadWindows]:
-    """Read a SQuAD file and its windows, the latter from a cache beside the file or in `cache_dir`.
+) -> SquadWindows:
+    """Return the windows of questions, from a cache in `cache_dir` or beside the data.
 
-    Raises UserError as `read_squad` and `make_windows` do, and if there is no window. A warning
-    counts the training questions left out because their answer's text is not at its answer_start.
+    Raises UserError as `make_windows` does, and if there is no window. A warning counts the
+    training questions left out because their answer's text is not at its answer_start.
     """
-    examples = read_squad(path, config.version_2_with_negative)
-    cache = Path(cache_dir or path.parent) / _cache_name(path, tokenizer, config, training)
+    examples = questions.examples
+    name = _cache_name(questions.digest, tokenizer, config, training)
+    cache = Path(cache_dir or questions.folder) / name
 
     def build() -> Arrays:
         return vars(make_windows(examples, tokenizer, config, training))
@@ -80,24 +81,22 @@ def load(
     windows = SquadWindows(**cached_arrays(cache, build, overwrite_cache))
     if not len(windows):
         what = "no question has an answer to train on" if training else "every context is empty"
-        raise UserError(
-            f"--{'train' if training else 'predict'}_file {path}: {what}; give another file"
-        )
+        raise UserError(f"{questions.name}: {what}; give another file")
     if len(windows.skipped):
         count = f"{len(windows.skipped)} of {len(examples)} questions left out of training"
         first = examples[windows.skipped[0]].id
         spaces = " or has spaces that 2020's code did not split" * config.only_word_spaces
         why = f"their answer's text is not at its answer_start{spaces} (first: {first!r})"
-        files.warn(f"{path}: {count}: {why}")
-    return examples, windows
+        files.warn(f"{questions.name}: {count}: {why}")
+    return windows
 
 
-def _cache_name(path: Path, tokenizer: BertTokenizer, config: SquadConfig, training: bool) -> str:
+def _cache_name(content: str, tokenizer: BertTokenizer, config: SquadConfig, training: bool) -> str:
     split, length = "train" if training else "dev", config.max_seq_length
     settings = [split, length, config.doc_stride, config.max_query_length, config.only_word_spaces]
     vocabulary = tokenizer.backend_tokenizer.to_str()
     special = (tokenizer.cls_token_id, tokenizer.sep_token_id)
-    key = json.dumps([CACHE_FORMAT, files.file_digest(path), vocabulary, *special, settings])
+    key = json.dumps([CACHE_FORMAT, content, vocabulary, *special, settings])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     return files.SQUAD_CACHE.format(split=split, max_length=length, digest=digest)
 

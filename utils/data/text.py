@@ -113,10 +113,14 @@ class Text:
             raise UserError(f"{self.path}: is empty; give a text")
         return {"bytes": size, "sha256": files.file_digest(self.path)}
 
+    def open(self) -> BinaryIO:
+        """Return the text as a binary stream."""
+        return self.path.open("rb")
+
     def tokenize(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield (bytes, WordPiece ids, WordPieces of each line) of the text's pieces in order."""
         breaks = LINE_BREAKS if self.line_by_line else WORD_BREAKS
-        with self.path.open("rb") as file, ThreadPoolExecutor(self.threads) as pool:
+        with self.open() as file, ThreadPoolExecutor(self.threads) as pool:
             pieces = cut_pieces(file, breaks)
             while group := list(itertools.islice(pieces, 4 * self.threads)):  # bounds the memory
                 yield from pool.map(self._encode, group)

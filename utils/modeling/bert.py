@@ -20,7 +20,7 @@ from transformers.models.bert import modeling_bert
 from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
-from utils import files
+from utils import files, hub
 from utils.errors import UserError
 from utils.modeling.attention import PACKED_ROWS, packed_attention
 from utils.modeling.configuration import check_config, order_of_classes
@@ -216,6 +216,7 @@ def _need_file(source: str, *names: str) -> None:
 def _load(loader: Callable[..., Any], source: str, **options: Any) -> Any:
     """Call a `from_pretrained`; any error of a wrong or unreachable source becomes a UserError."""
     set_library_defaults()
+    offline = "" if os.path.isdir(source) else hub.connect()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unusual tensors, which are refused
@@ -224,7 +225,7 @@ def _load(loader: Callable[..., Any], source: str, **options: Any) -> Any:
         problem = "no such model folder, and not available from the hub"
         if os.path.isdir(source):
             problem = "the model folder cannot be loaded"
-        reason = " ".join(str(error).split())[:150] or type(error).__name__
+        reason = offline or " ".join(str(error).split())[:150] or type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # torch's message advises to trust the file
             reason = "its weights are not tensors only; refused, none of their code was run"
         raise UserError(f"{source}: {problem} ({reason}); {REMEDY}") from error

@@ -84,8 +84,11 @@ def load_bert(
 
 
 def input_file(training: TrainingConfig, mode: str, data: Any, flag: str) -> Path | None:
-    """Return the file that `flag` names, None if the run is not in `mode`. Raises UserError."""
-    if not getattr(training, mode):
+    """Return the file that `flag` names, None if the run is not in `mode` or reads a dataset.
+
+    Raises UserError if the file is needed and not given.
+    """
+    if not getattr(training, mode) or not data.from_files:
         return None
     if getattr(data, flag) is None:
         raise UserError(f"--{mode} needs --{flag}, the file to read")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from transformers import BertConfig, BertTokenizer
 
 from utils.config import GlueConfig, ModelConfig, OutputConfig, TrainingConfig
-from utils.data import glue
+from utils.data import glue, hub
 from utils.data.rows import LabelledRows, warn_of_unknown
 from utils.modeling import bert
 from utils.modeling.attention import encode, pool
@@ -47,11 +47,18 @@ class GlueTask(LabelledTask):
         texts = 2 if spec.text_b else 1
         bert.check_length(config, "--max_seq_length", data.max_seq_length, texts)
 
+        length = data.max_seq_length
+        dataset = None if data.from_files else hub.load_glue(spec, data, model.cache_dir)
+
         def read(split: str) -> LabelledRows:
-            folder, length = Path(data.data_dir), data.max_seq_length
-            labelled = glue.load(spec, folder, split, tokenizer, length)
-            warn_of_unknown(folder / spec.files[split], tokenizer, labelled.rows.ids)
-            return labelled
+            if dataset is None:
+                name = str(Path(data.data_dir or "") / spec.files[split])
+                rows = glue.load(spec, Path(data.data_dir or ""), split, tokenizer, length)
+            else:
+                name, examples = f"{dataset.name} {split}", hub.read_glue(spec, dataset, split)
+                rows = LabelledRows(glue.features(examples, tokenizer, length), examples.labels)
+            warn_of_unknown(name, tokenizer, rows.rows.ids)
+            return rows
 
         train = read("train") if training.do_train else None
         dev_splits = [split for split in spec.files if split != "train"] if training.do_eval else []

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from transformers import BertConfig, BertTokenizer
 
 from utils.config import ModelConfig, OutputConfig, TextConfig, TrainingConfig
+from utils.data import hub
 from utils.data.rows import EVALUATION_TOKENS, content_digest, warn_of_unknown
 from utils.data.seeds import derive_seed
 from utils.data.text import Blocks, Text, load_blocks
@@ -132,15 +133,18 @@ class MlmTask(Task):
         size = min(512, config.max_position_embeddings) if size is None else size
         bert.check_length(config, "--block_size", size)
 
-        def read(file: Path | None) -> Blocks | None:
-            if file is None:
-                return None
-            text = Text(file, tokenizer, data.line_by_line, data.threads)
+        splits = {} if data.from_files else hub.load_text(data, model.cache_dir)
+
+        def read(file: Path | None, split: str) -> Blocks:
+            options = (tokenizer, data.line_by_line, data.threads)
+            text = Text(file, *options) if file else hub.HubText.of(splits[split], *options)
             blocks = load_blocks(text, size, model.cache_dir, output.overwrite_cache)
-            warn_of_unknown(file, tokenizer, blocks.ids)
+            warn_of_unknown(str(text.path), tokenizer, blocks.ids)
             return blocks
 
-        return cls(tokenizer, config, data.mlm_probability, read(train_file), read(eval_file))
+        train = read(train_file, "train") if training.do_train else None
+        dev = read(eval_file, "validation") if training.do_eval else None
+        return cls(tokenizer, config, data.mlm_probability, train, dev)
 
     @property
     def train_rows(self) -> int:

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from transformers import BertConfig, BertTokenizer
 
 from utils.config import ModelConfig, OutputConfig, SquadConfig, TrainingConfig
-from utils.data import squad_windows
+from utils.data import hub, squad_windows
 from utils.data.rows import LabelledRows, content_digest, warn_of_unknown
-from utils.data.squad import SquadExample
+from utils.data.squad import SquadExample, read_questions
 from utils.data.squad_windows import SquadWindows
 from utils.modeling import bert
 from utils.modeling.attention import encode
@@ -52,18 +52,27 @@ class SquadTask(LabelledTask):
         dev_file = input_file(training, "do_eval", data, "predict_file")
         tokenizer, config = load_bert(model, data.do_lower_case)
         bert.check_length(config, "--max_seq_length", data.max_seq_length, texts=2)
+        v2, cache_dir = data.version_2_with_negative, model.cache_dir
+        dataset = None if data.from_files else hub.load_squad(data, v2, cache_dir)
 
-        def read(file: Path, is_train: bool) -> Dev:
-            cache_dir, overwrite = model.cache_dir, output.overwrite_cache
-            loaded = squad_windows.load(file, tokenizer, data, is_train, cache_dir, overwrite)
-            warn_of_unknown(file, tokenizer, loaded[1].ids)
-            return loaded
+        def read(file: Path | None, is_train: bool) -> Dev:
+            if dataset is None:
+                assert file is not None, "input_file refuses a missing file"
+                questions = read_questions(file, v2)
+            else:
+                questions = hub.read_squad(dataset, "train" if is_train else "validation", v2)
+            overwrite = output.overwrite_cache
+            made = squad_windows.load(questions, tokenizer, data, is_train, cache_dir, overwrite)
+            warn_of_unknown(questions.name, tokenizer, made.ids)
+            return questions.examples, made
 
         train = None
-        if train_file:
+        if training.do_train:
             _, windows = read(train_file, True)
             train = LabelledRows(windows.rows, np.stack([windows.start, windows.end]))
-        return cls(data, tokenizer, config, train, read(dev_file, False) if dev_file else None)
+        return cls(
+            data, tokenizer, config, train, read(dev_file, False) if training.do_eval else None
+        )
 
     def dev_digest(self) -> str:
         """Identify the development set, "" without evaluation."""
