@@ -23,13 +23,15 @@ _API = re.compile(
 class HubServer:
     """Serves repositories (names as in URLs: "org/model", "datasets/org/name") from memory.
 
-    breaks: paths of files (by their end) that break off in the middle; slow: never.
+    breaks: ends of the paths of files, the transfer of which breaks off in the middle.
+    down: whether it closes every connection without an answer.
     requests: "METHOD path" of each request so far.
     """
 
     def __init__(self):
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.breaks: set[str] = set()
+        self.down = False
         self.requests: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
@@ -91,6 +93,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         hub, path = self.server_hub, unquote(urlsplit(self.path).path)
         hub.requests.append(f"{self.command} {path}")
+        if hub.down:
+            self.close_connection = True
+            return
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if found := _FILE.fullmatch(path):
             self._send_file(*found.groups())
@@ -106,21 +111,21 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._missing("EntryNotFound")
 
-    def _send(self, content: bytes, status: int = 200, **headers: str) -> None:
+    def _send(self, content: bytes, status: int, headers: dict[str, str], missing: int = 0) -> None:
+        """Send an answer without its last `missing` bytes."""
         self.send_response(status)
-        sizes = {"Content-Length": str(len(content))}
-        for key, value in ({**sizes, **headers}).items():
-            self.send_header(key.replace("_", "-"), value)
+        for key, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[: len(content) - missing])
 
-    def _json(self, value, status: int = 200) -> None:
-        self._send(json.dumps(value).encode(), status, Content_Type="application/json")
+    def _json(self, value) -> None:
+        self._send(json.dumps(value).encode(), 200, {"Content-Type": "application/json"})
 
     def _missing(self, code: str, **headers: str) -> None:
-        message = b'{"error": "not found"}'
-        self._send(message, 404, X_Error_Code=code, X_Error_Message="not found", **headers)
+        headers = {"X-Error-Code": code, "X-Error-Message": "not found", **headers}
+        self._send(b'{"error": "not found"}', 404, headers)
 
     def _send_file(self, name: str, revision: str, file: str) -> None:
         hub = self.server_hub
@@ -129,20 +134,19 @@ class _Handler(BaseHTTPRequestHandler):
         commit = hub.revision(name)
         content = hub.repositories[name].get(file)
         if content is None or revision not in ("main", commit):
-            return self._missing("EntryNotFound", X_Repo_Commit=commit)
-        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X_Repo_Commit": commit}
-        headers["Accept_Ranges"] = "bytes"
+            return self._missing("EntryNotFound", **{"X-Repo-Commit": commit})
+        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": commit}
+        headers["Accept-Ranges"] = "bytes"
         status, wanted = 200, re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if wanted:
             start, end = int(wanted[1]), int(wanted[2] or len(content) - 1)
-            headers["Content_Range"] = f"bytes {start}-{end}/{len(content)}"
+            headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
             status, content = 206, content[start : end + 1]
         if self.command == "GET" and any(file.endswith(end) for end in hub.breaks):
-            headers["Content_Length"] = str(len(content))
-            self._send(content[: len(content) // 2], status, **headers)
+            self._send(content, status, headers, missing=len(content) // 2 + 1)
             self.close_connection = True
             return None
-        return self._send(content, status, **headers)
+        return self._send(content, status, headers)
 
     def _info(self, name: str, rest: str, body: bytes) -> None:
         siblings = [{"rfilename": file} for file in self.server_hub.repositories[name]]

@@ -87,7 +87,7 @@ def test_glue_rows_are_those_of_the_files(inputs, tmp_path, task):
 
 
 LAYOUTS = {
-    "parquet": lambda dataset, folder: hub_data.parquet(dataset, folder),
+    "parquet": hub_data.parquet,
     "sharded": lambda dataset, folder: hub_data.parquet(dataset, folder, "data"),
     "repository": lambda dataset, folder: hub_data.repository(folder, "mnli", dataset),
     "save_to_disk": lambda dataset, folder: dataset.save_to_disk(folder) or folder,
