@@ -37,7 +37,7 @@ class CommandList:
     """The commands requested so far, each once. A method adds a command and those it needs."""
 
     model: str  # hub name or folder of the pre-trained BERT
-    data: Path  # folder with the layout of get_data.py
+    data: Path | None  # folder with glue_data, SQuAD and pretrain_data; None: the hub
     out: Path  # folder of all output folders
     hyperparameters: dict[str, paper.Hyperparameters]  # by task
     names: dict[str, str]  # by task, in folder names: they show changed hyper-parameters
@@ -132,17 +132,16 @@ class CommandList:
         settings, name = self.hyperparameters[task], paper.NAMES[task]
         rows = f"--do_lower_case --max_seq_length {settings.length}"
         if task == "squad":
-            folder = self.data / "SQuAD"
-            data = ["--train_file", folder / "train-v1.1.json"]
-            data += ["--predict_file", folder / "dev-v1.1.json"]
-            rows += f" --doc_stride {settings.stride}"
+            data, rows = [], f"{rows} --doc_stride {settings.stride}"
+            files = {"train_file": "SQuAD/train-v1.1.json", "predict_file": "SQuAD/dev-v1.1.json"}
         elif task == "mlm":
-            folder = self.data / "pretrain_data"
-            data = ["--mlm", "--train_data_file", folder / "en.train"]
-            data += ["--eval_data_file", folder / "en.valid"]
-            rows = f"--block_size {settings.length}"
+            data, rows = ["--mlm"], f"--block_size {settings.length}"
+            files = {"train_data_file": "en.train", "eval_data_file": "en.valid"}
+            files = {flag: f"pretrain_data/{file}" for flag, file in files.items()}
         else:
-            data = ["--task_name", name, "--data_dir", self.data / "glue_data" / name]
+            data, files = ["--task_name", name], {"data_dir": f"glue_data/{name}"}
+        for flag, file in files.items():
+            data += [f"--{flag}", str(self.data / file)] if self.data else []
         model = ["--model_type", "bert", "--model_name_or_path", self.model]
         text = f"--do_train --do_eval --per_gpu_train_batch_size {settings.batch_size}"
         text += f" --learning_rate {settings.learning_rate:g} --seed {seed}"

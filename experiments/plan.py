@@ -153,8 +153,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seeds", type=int, default=5, help="number of seeds, from 1 on")
     text = "hub name or local folder of the pre-trained BERT"
     add("--model", default="bert-base-uncased", help=text)
-    text = "folder with glue_data, SQuAD and pretrain_data, as get_data.py writes them"
-    add("--data", type=Path, default=Path("."), help=text)
+    text = "folder with glue_data, SQuAD and pretrain_data; left out, the data come from the hub"
+    add("--data", type=Path, help=text)
     add("--out", type=Path, default=Path("runs"), help="folder for all output folders (ours)")
     texts = {flag: text for flag, (_, _, text) in CHANGES.items()}
     texts["sparsity"] = "sparsity at which to compare, between 0 and 1"

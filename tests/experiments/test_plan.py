@@ -70,6 +70,13 @@ def test_squad_and_mlm_have_scripts_and_settings_of_their_own():
     assert ticket["--mask_dir"].endswith("checkpoint-22164/mask.pt")
 
 
+@pytest.mark.parametrize("task", ["squad", "mlm", "mrpc"])
+def test_without_data_the_commands_read_the_hub(task):
+    words = planned("table4", "--tasks", task, "--seeds", "1")[0][0].words
+    assert not {"--data_dir", "--train_file", "--train_data_file"} & {*words}
+    assert ("--mlm" in words) == (task == "mlm") and ("--task_name" in words) == (task == "mrpc")
+
+
 def test_table3_rewinds_within_a_round_and_stops_at_the_sparsity():
     stages = planned("table3", "--tasks", "MRPC", "--seeds", "1")
     rewound = by_output(stages, "MRPC/imp-rewind5-to50/seed1")
