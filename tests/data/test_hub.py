@@ -328,3 +328,28 @@ def test_a_folder_that_is_no_dataset_is_refused_in_one_line(inputs, tmp_path, ca
 def test_files_and_a_dataset_exclude_each_other(script, flags):
     flags = [*flags, "--dataset_name", "d", "--dir", "pre", "--do_train", "--output_dir", "o"]
     assert_refused(run(script, *flags), script, flags[-8], "--dataset_name", "exclude")
+
+
+SQUAD_REFUSED = {
+    "no context": (change("context", 1, None), ["train row 1", "'context'"]),
+    "no answer in v1.1": (
+        change("answers", 1, {"text": [], "answer_start": []}),
+        ["train row 1", "--version_2_with_negative"],
+    ),
+    "no answers": (rename("answers", "spans"), ["no column 'answers'", "'spans'"]),
+    "an answer elsewhere": (
+        change("answers", 1, {"text": ["x"], "answer_start": [9999]}),
+        ["train row 1", "answer_start 9999"],
+    ),
+    "one id twice": (change("id", 1, "train-0-0"), ["two questions", "train-0-0"]),
+}
+
+
+@pytest.mark.parametrize("case", SQUAD_REFUSED)
+def test_wrong_questions_are_refused_in_one_line(inputs, tmp_path, case):
+    changed, parts = SQUAD_REFUSED[case]
+    folder = hub_data.parquet(changed(hub_data.squad(inputs / "squad")), tmp_path / "data")
+    flags = ["--dataset_name", folder, "--do_train", "--dir", "pre", "--do_lower_case"]
+    flags += ["--max_seq_length", 48, "--doc_stride", 16, "--max_query_length", 12]
+    flags += ["--model_name_or_path", inputs / "bert", "--output_dir", tmp_path / "out"]
+    assert_refused(run("squad_trans.py", *flags), "squad_trans.py", folder, *parts)

@@ -241,12 +241,14 @@ def read_squad(dataset: Dataset, split: str, v2: bool) -> Questions:
     found = dataset.split(split)
     columns = ("id", "question", "context", "answers")
 
-    def questions() -> Iterator[tuple[str, Any, Any]]:
+    def questions() -> Iterator[tuple[str, str, Any]]:
         rows = (row for batch in found.batches(*columns) for row in zip(*batch, strict=True))
         for number, (name, question, context, answers) in enumerate(rows):
             entry = {"id": name, "question": question, "answers": _answers(answers)}
             entry["is_impossible"] = entry["answers"] == []
-            yield found.row(number), {"context": context}, entry
+            if not isinstance(context, str):
+                raise UserError(f"{found.row(number)}: 'context' is no text; delete the row")
+            yield found.row(number), context, entry
 
     examples = check_questions(found.name, questions(), v2)
     digest = hashlib.sha256(json.dumps([vars(each) for each in examples]).encode())

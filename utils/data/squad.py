@@ -62,15 +62,15 @@ def read_questions(path: Path, v2: bool) -> Questions:
 
 
 def check_questions(
-    source: str, questions: Iterable[tuple[str, Any, Any]], v2: bool
+    source: str, questions: Iterable[tuple[str, str, Any]], v2: bool
 ) -> list[SquadExample]:
-    """Return the questions (position, paragraph, entry) of a source, each checked.
+    """Return the questions (position, context, entry) of a source, each checked.
 
     Raises UserError as `read_squad` does.
     """
     examples: dict[str, SquadExample] = {}
-    for where, paragraph, entry in questions:
-        example = _example(where, _get(paragraph, "context", str, where), entry, v2)
+    for where, context, entry in questions:
+        example = _example(where, context, entry, v2)
         if example.id in examples:
             raise UserError(f"{source}: two questions have the id {example.id!r}; make ids unique")
         examples[example.id] = example
@@ -89,13 +89,14 @@ def _read_json(path: Path) -> Any:
     return document
 
 
-def _questions(path: Path, document: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (position in the file, paragraph, entry) of each question; positions count from 1."""
+def _questions(path: Path, document: Any) -> Iterator[tuple[str, str, Any]]:
+    """Yield (position in the file, context, entry) of each question; positions count from 1."""
     for a, article in enumerate(_get(document, "data", list, f"{path}"), 1):
         for p, paragraph in enumerate(_get(article, "paragraphs", list, f"{path}: article {a}"), 1):
             where = f"{path}: article {a}, paragraph {p}"
+            context = _get(paragraph, "context", str, where)
             for q, entry in enumerate(_get(paragraph, "qas", list, where), 1):
-                yield f"{where}, question {q}", paragraph, entry
+                yield f"{where}, question {q}", context, entry
 
 
 def _example(where: str, context: str, entry: Any, v2: bool) -> SquadExample:
