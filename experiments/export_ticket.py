@@ -7,7 +7,9 @@ import dataclasses
 from pathlib import Path
 
 from experiments import paper
-from utils import cli, files
+from utils import cli, files, hub
+from utils.data import hub as hub_data
+from utils.data.glue import SPECS
 from utils.errors import UserError
 from utils.modeling import bert, saving
 from utils.pruning import mask_files, masks
@@ -23,11 +25,13 @@ REWINDS = {
     "none": "no rewinding (standard pruning)",
     "encoder": "rewinding the encoder only",
 }
+METRICS = {"acc": "accuracy", "mcc": "matthews_correlation", "pearson": "pearsonr"}
 CARD = """\
 ---
 library_name: transformers
+license: apache-2.0
 tags: [bert, lottery-ticket, pruning]
----
+{metadata}---
 
 # {sparsity:.0%} sparse ticket of BERT{found_on}
 
@@ -80,9 +84,16 @@ def card(origin: Origin, name: str, model: str, matrices: int) -> str:
         "rewound to step": f"{step}, to theta_i; this folder holds m * theta_0" if step else None,
         "sha256 of the mask": origin.mask_sha256,
     }
+    metadata = {"base_model": None if Path(model).exists() else model}
+    if origin.task in SPECS:
+        metadata |= {"datasets": hub_data.GLUE, "metrics": METRICS[SPECS[origin.task].metric]}
+    elif origin.task == "squad":
+        metadata |= {"datasets": hub_data.SQUAD, "metrics": "squad"}
+    lines = "".join(f"{key}: {value}\n" for key, value in metadata.items() if value)
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value is not None)
-    where = {"found_on": f", found on {task}" if task else "", "mask": files.PACKED_MASK}
-    where |= {"shapes": mask_files.SHAPES, "suffix": masks.SUFFIX.removeprefix(".")}
+    where = {"metadata": lines, "found_on": f", found on {task}" if task else ""}
+    where |= {"mask": files.PACKED_MASK, "shapes": mask_files.SHAPES}
+    where |= {"suffix": masks.SUFFIX.removeprefix(".")}
     return CARD.format(sparsity=origin.sparsity, table=table, name=name, model=model, **where)
 
 
@@ -117,9 +128,13 @@ def main(argv: list[str] | None = None) -> None:
     add("out", type=Path, help="folder to write; must not exist")
     add("--model", required=True, help="hub name or local folder of theta_0")
     add("--cache_dir", help="folder for downloaded models, instead of the default location")
+    text = "hub name (USER/NAME) of a model repository to upload the folder to"
+    add("--push_to_hub", metavar="NAME", help=text)
     args = parser.parse_args(argv)
     export(args.mask, args.model, args.out, args.cache_dir)
     print(f"{args.out}: {', '.join(sorted(entry.name for entry in args.out.iterdir()))}")
+    if args.push_to_hub:
+        print(hub.upload(args.out, args.push_to_hub))
 
 
 if __name__ == "__main__":

@@ -99,6 +99,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if found := _FILE.fullmatch(path):
             self._send_file(*found.groups())
+        elif path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
         elif path == "/api/repos/create":
             self._create(json.loads(body))
         elif found := _API.fullmatch(path):

@@ -34,7 +34,7 @@ LAYERS = {
 FOUNDATION = {
     "utils.errors": set(),
     "utils.files": set(),
-    "utils.hub": set(),
+    "utils.hub": {"utils.errors"},
     "utils.config": {"utils.errors"},
     "utils.schema": {"utils.errors"},
 }

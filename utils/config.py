@@ -301,7 +301,9 @@ class SubnetworkConfig:
         ..., "start from the pre-trained weights, or draw them by --seed", choices=["pre", "rand"]
     )
     mask_dir: str | None = flag(
-        None, "mask file (or exported ticket) of the subnetwork; left out, the dense model"
+        None,
+        "mask file of the subnetwork, or folder or hub name of an exported ticket; left out, the "
+        "dense model",
     )
     weight_pertub: str | None = flag(
         None, "file of encoder weights to start from, such as pertub_weight.py writes"

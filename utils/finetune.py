@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from utils import files
+from utils import files, hub
 from utils.errors import UserError
 from utils.modeling import bert, saving
 from utils.modeling.bert import BertTaskModel
@@ -23,15 +23,18 @@ from utils.training.trainer import StepPlan, Trainer
 
 
 def attach_mask(model: BertTaskModel, mask_file: str | None) -> MaskInfo:
-    """Attach the mask in a file, if any, and describe it. Raises UserError naming file and key."""
+    """Attach the mask in a file, or in a folder or hub repository of export_ticket.py, if any.
+
+    Return its description. Raises UserError naming file and key.
+    """
     if mask_file is None:
         return DENSE
-    path = Path(mask_file)
+    path = hub.local_folder(mask_file, files.PACKED_MASK, files.PACKED_MASK + files.ORIGIN_SUFFIX)
     mask = mask_files.load(path, masks.shapes(model))
     masks.attach(model, mask)
     digest = masks.digest(mask)
-    origin = read_origin(path, digest)
-    return MaskInfo(round(masks.sparsity(mask), 9), str(path), digest, origin)
+    origin, name = read_origin(path, digest), str(Path(mask_file))
+    return MaskInfo(round(masks.sparsity(mask), 9), name, digest, origin)
 
 
 def plan_steps(experiment: Experiment) -> StepPlan:

@@ -147,3 +147,55 @@ def test_scripts_import_the_library_datasets_only_for_datasets():
     code = "import sys, LT_glue, squad_trans, LT_pretrain; print('datasets' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
+
+
+# ---- tickets
+
+
+@pytest.fixture(scope="module")
+def ticket(start, hub, cache, repositories, tmp_path_factory):
+    """Folder of a ticket that is on the hub as org/ticket too, and its mask file."""
+    folder = tmp_path_factory.mktemp("ticket")
+    words = ["--weight", "pre", "--model", "glue", "--rate", 0.5, "--output_dir", "mask"]
+    words += ["--model_name_or_path", repositories / "bert"]
+    assert start("oneshot.py", *words, cwd=folder).code == 0
+    words = ["mask/mask.pt", "out", "--model", "org/bert", "--push_to_hub", "org/ticket"]
+    environment = hub.environment(cache, HF_TOKEN="hf_test")
+    ended = fresh("experiments/export_ticket.py", *words, cwd=folder, environment=environment)
+    assert ended.code == 0 and ended.errors() == [], ended.err
+    assert f"{hub.url}/org/ticket" in ended.out
+    return folder / "out", folder / "mask" / "mask.pt"
+
+
+def test_the_hub_has_the_exported_folder(hub, ticket):
+    folder, _ = ticket
+    local = {path.name: path.read_bytes() for path in folder.iterdir()}
+    remote = dict(hub.repositories["org/ticket"])
+    remote.pop(".gitattributes", None)
+    assert remote == local
+    card = local["README.md"].decode()
+    assert "base_model: org/bert\n" in card and "license: " in card
+
+
+def test_a_mask_from_the_hub_trains_as_its_file(start, ticket, tmp_path):
+    for name, mask in (("hub", "org/ticket"), ("file", ticket[1])):
+        ended = start("glue_trans.py", *flags(tmp_path / name, mask_dir=mask), cwd=tmp_path)
+        assert ended.code == 0 and ended.errors() == [], ended.err
+    one, two = (launch.results(tmp_path / name)[-1] for name in ("hub", "file"))
+    assert (one["mask"], one["sparsity"]) == ("org/ticket", two["sparsity"])
+    for key in ("metrics", "mask_sha256", "mask_info"):
+        assert one[key] == two[key]
+
+
+@pytest.mark.parametrize("mask", ["org/nothing", "org/bert", "masks/gone.pt"])
+def test_a_missing_mask_is_refused_in_one_line(start, tmp_path, mask):
+    ended = start("glue_trans.py", *flags(tmp_path / "out", mask_dir=mask), cwd=tmp_path)
+    assert_refused(ended, "glue_trans.py", mask)
+
+
+def test_a_failed_upload_keeps_the_folder(cache, ticket, down, repositories, tmp_path):
+    words = [ticket[1], "out", "--model", repositories / "bert", "--push_to_hub", "org/other"]
+    environment = down.environment(cache)
+    ended = fresh("experiments/export_ticket.py", *words, cwd=tmp_path, environment=environment)
+    assert_refused(ended, "export_ticket.py", "org/other", "cannot be reached", "hf upload")
+    assert (tmp_path / "out" / "mask.safetensors").exists()
