@@ -61,11 +61,13 @@ def upload(folder: Path, name: str) -> str:
 
     offline = connect()
     try:
+        if offline:
+            raise ConnectionError(offline)
         address = HfApi().create_repo(name, exist_ok=True)
         HfApi().upload_folder(repo_id=name, folder_path=folder)
     except Exception as error:  # the hub client has its own kinds
         raise UserError(
-            f"{name}: not uploaded ({offline or _first_line(error)}); {folder} is complete: log in "
+            f"{name}: not uploaded ({_first_line(error)}); {folder} is complete: log in "
             f"(hf auth login), then run: hf upload {name} {folder}"
         ) from error
     return str(address)
