@@ -2,7 +2,6 @@
 
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from transformers import BertTokenizer
