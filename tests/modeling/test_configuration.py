@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import BertForSequenceClassification
 
 from utils.config import GlueConfig, ModelConfig, OutputConfig, TrainingConfig
+from utils.data.glue import SPECS
 from utils.errors import UserError
 from utils.modeling.bert import SequenceClassifier, load_config, load_model, reload
 from utils.modeling.configuration import order_of_classes
@@ -104,6 +105,15 @@ def test_other_names_keep_their_order(names, warned, capsys):
     assert order_of_classes("folder", ["entailment", "not_entailment"], content) == [0, 1]
     error = capsys.readouterr().err
     assert error.startswith("warning: folder: the classes of its head are") is warned
+
+
+@pytest.mark.parametrize("task", [spec for spec in SPECS.values() if spec.labels == ("0", "1")])
+@pytest.mark.parametrize("numbers", [["0", "1"], ["1", "0"], [1, 0], ["1", "1"], ["1", "2"]])
+def test_a_head_may_name_its_classes_by_the_labels_in_the_data(task, numbers, capsys):
+    content = {"id2label": {str(k): number for k, number in enumerate(numbers)}}
+    rows = order_of_classes("folder", list(task.classes), content)
+    assert rows == ([1, 0] if [*map(str, numbers)] == ["1", "0"] else [0, 1])
+    assert ("task's order" in capsys.readouterr().err) is (rows == [1, 0])  # a swap is not silent
 
 
 def test_saved_models_carry_the_classes_of_their_task(folder, tmp_path):

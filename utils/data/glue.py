@@ -4,7 +4,7 @@ import codecs
 import contextlib
 import difflib
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,6 +67,12 @@ _ALL = (
     GlueSpec("wnli", _BINARY),
 )
 SPECS = {spec.name: spec for spec in _ALL}
+
+
+def namings(classes: Sequence[str]) -> list[Sequence[str]]:
+    """Return the names of a task's classes, and their labels in its files."""
+    labels = {spec.labels for spec in _ALL if spec.labels and spec.classes == tuple(classes)}
+    return [classes, *labels]
 
 
 @dataclass

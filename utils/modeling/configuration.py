@@ -8,6 +8,7 @@ from transformers import BertConfig
 from transformers.activations import ACT2FN
 
 from utils import files
+from utils.data.glue import namings
 from utils.errors import UserError
 
 SIZES = (
@@ -45,22 +46,29 @@ def check_config(source: str, config: BertConfig) -> None:
 def order_of_classes(source: str, own: list[str], content: dict[str, Any]) -> list[int]:
     """Return the rows of a stored head in the order of the classes `own`, matched by name.
 
-    `content` is the config.json of `source`. A warning is printed if it names other classes; then
-    the order is kept. Case, spaces and hyphens do not count.
+    `content` is the config.json of `source`, which may also name the classes by the labels in the
+    data, such as 0 and 1. Case, spaces and hyphens do not count. A warning shows another order, and
+    names of other classes; then the order is kept.
     """
-    own = [_class_name(name) for name in own]
     stored = {name: number for number, name in (content.get("id2label") or {}).items()}
-    # run_glue reads label2id; other code may have set only one of the two
-    for numbers in (content.get("label2id") or {}, stored):
-        rows = {_class_name(name): str(number) for name, number in numbers.items()}
-        if sorted(rows) == sorted(own) and sorted(rows.values()) == [*map(str, range(len(own)))]:
-            return [int(rows[name]) for name in own]
+    kept = list(range(len(own)))
+    for names in namings(own):
+        wanted = [_class_name(name) for name in names]
+        # run_glue reads label2id; other code may have set only one of the two
+        for numbers in (content.get("label2id") or {}, stored):
+            rows = {_class_name(name): str(number) for name, number in numbers.items()}
+            if sorted(rows) == sorted(wanted) and sorted(rows.values()) == [*map(str, kept)]:
+                order = [int(rows[name]) for name in wanted]
+                if order == kept:
+                    return kept
+                files.warn(f"{source}: the classes of its head are put in the task's order by name")
+                return order
     if not all(re.fullmatch(r"(label_)?\d+", _class_name(name)) for name in stored):
         files.warn(
             f"{source}: the classes of its head are {', '.join(map(str, stored))}, those of this "
             f"task {', '.join(own)}; their order is kept"
         )
-    return list(range(len(own)))
+    return kept
 
 
 def _class_name(name: Any) -> str:
