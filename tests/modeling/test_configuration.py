@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertForSequenceClassification
 
+from utils import files
 from utils.config import GlueConfig, ModelConfig, OutputConfig, TrainingConfig
 from utils.data.glue import SPECS
 from utils.errors import UserError
@@ -114,6 +115,29 @@ def test_a_head_may_name_its_classes_by_the_labels_in_the_data(task, numbers, ca
     rows = order_of_classes("folder", list(task.classes), content)
     assert rows == ([1, 0] if [*map(str, numbers)] == ["1", "0"] else [0, 1])
     assert ("task's order" in capsys.readouterr().err) is (rows == [1, 0])  # a swap is not silent
+
+
+@pytest.mark.parametrize("place", ["", "checkpoint-4"])
+@pytest.mark.parametrize(
+    ("owner", "reordered"),
+    [
+        (None, True),  # another program's
+        ({"arguments": {}}, False),  # that of an earlier version, which kept foreign names
+        ({"arguments": {}, "directory": "/home"}, True),
+        ({"directory": ""}, True),  # a run.json of another program
+    ],
+)
+def test_models_of_an_earlier_version_have_the_order_of_their_task(
+    folder, tmp_path, monkeypatch, place, owner, reordered
+):
+    source = save_head(folder, tmp_path / "out" / place, MNLI[::-1])
+    if owner is not None:
+        files.write_json(tmp_path / "out" / "run.json", owner)
+    monkeypatch.chdir(source)
+    for name in (str(source), "."):
+        task = load_task(folder, "MNLI", name)
+        model = load_model(task.model_class, name, task.bert_config, 1)
+        assert model.classifier.bias.tolist() == ([2, 1, 0] if reordered else [0, 1, 2])
 
 
 def test_saved_models_carry_the_classes_of_their_task(folder, tmp_path):

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from transformers import BertConfig
 from transformers.activations import ACT2FN
 
-from utils import files
+from utils import files, schema
 from utils.data.glue import namings
 from utils.errors import UserError
 
@@ -48,7 +49,7 @@ def order_of_classes(source: str, own: list[str], content: dict[str, Any]) -> li
 
     `content` is the config.json of `source`, which may also name the classes by the labels in the
     data, such as 0 and 1. Case, spaces and hyphens do not count. A warning shows another order, and
-    names of other classes; then the order is kept.
+    names of other classes; then the order is kept, as in a run of an earlier version.
     """
     stored = {name: number for number, name in (content.get("id2label") or {}).items()}
     kept = list(range(len(own)))
@@ -59,7 +60,7 @@ def order_of_classes(source: str, own: list[str], content: dict[str, Any]) -> li
             rows = {_class_name(name): str(number) for name, number in numbers.items()}
             if sorted(rows) == sorted(wanted) and sorted(rows.values()) == [*map(str, kept)]:
                 order = [int(rows[name]) for name in wanted]
-                if order == kept:
+                if order == kept or _is_of_earlier_version(source):
                     return kept
                 files.warn(f"{source}: the classes of its head are put in the task's order by name")
                 return order
@@ -69,6 +70,17 @@ def order_of_classes(source: str, own: list[str], content: dict[str, Any]) -> li
             f"task {', '.join(own)}; their order is kept"
         )
     return kept
+
+
+def _is_of_earlier_version(source: str) -> bool:
+    """Return whether the run.json of the model shows a version that saved foreign names.
+
+    The head of such a model has the task's own order. A copy without its run.json is not known.
+    """
+    folder = Path(source).resolve()
+    folder = folder.parent if folder in files.model_folders(folder.parent) else folder
+    owner = schema.read(folder / files.RUN, dict)
+    return owner is not None and "arguments" in owner and not owner.get("directory")
 
 
 def _class_name(name: Any) -> str:
