@@ -15,15 +15,18 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+import whole
 from cases import BATCHES, CASES, SEED, Case, baseline
 from transformers import BertConfig
 
 from utils.config import TrainingConfig
-from utils.modeling import bert
+from utils.modeling import bert, saving
 from utils.modeling.runtime import Runtime
 from utils.pruning import masks
 from utils.training.cuda_graphs import CudaGraphs
@@ -33,6 +36,8 @@ WAYS = {
     "ours": "this project",
     "captured": "with CUDA graphs, which --compile brings",
     "compiled": "with --compile: compiled layers and CUDA graphs",
+    "reduce-overhead": "layers compiled with torch.compile's own CUDA graphs",
+    "reduce-overhead-bucketed": "the same, with batches of few shapes",
     "baseline": "padded rows in a simple loop (baseline.py)",
     "trainer": "transformers' Trainer",
 }
@@ -42,6 +47,11 @@ Step = Callable[[int], object]
 def our_step(case: Case, device: torch.device, way: str) -> Step:
     """Return the function that takes optimizer step `number` with this project."""
     model = case.model("packed_rows")
+    if way.startswith("reduce-overhead"):
+        compile_with_own_graphs(model)
+    if way == "reduce-overhead-bucketed":
+        train_batch = case.task.train_batch
+        case.task.train_batch = lambda *args: train_batch(*args).bucketed()
     config = TrainingConfig(
         do_train=True,
         learning_rate=2e-5,
@@ -54,6 +64,15 @@ def our_step(case: Case, device: torch.device, way: str) -> Step:
         trainer.graphs = CudaGraphs(trainer.losses, list(trainer.model.parameters()))
     model.train()
     return lambda number: trainer.step([case.row_numbers(number)], 2e-5, (SEED, 0, number))
+
+
+def compile_with_own_graphs(model: Any) -> None:
+    """Compile the layers as mode "reduce-overhead" does, for any number of tokens."""
+    torch._dynamo.config.recompile_limit = bert.MAX_COMPILED
+    masks.for_compiled_layers(model)
+    options = {"fallback_random": True, "triton.cudagraphs": True}
+    for layer in model.bert.encoder.layer:
+        layer.compile(dynamic=True, options=options)
 
 
 def baseline_step(case: Case, device: torch.device) -> Step:
@@ -146,18 +165,48 @@ def trainer_spans(case: Case, args: argparse.Namespace) -> list[float]:
 def measure_step(args: argparse.Namespace, name: str, way: str) -> None:
     """Measure one way on one kind of batch: rows and useful operations per second, peak memory."""
     clear(args.device)
-    case = Case(name, BertConfig(num_hidden_layers=args.layers))
+    case = Case(name, shape(args))
     bert.set_library_defaults()  # before the next line, which it would undo
     torch.backends.cuda.enable_cudnn_sdp(way in ("baseline", "trainer"))
+    step: Step | None = None
     if way == "trainer":
         seconds = trainer_spans(case, args)
-    elif way == "baseline":
-        seconds = spans(baseline_step(case, args.device), args)
     else:
-        seconds = spans(our_step(case, args.device, way), args)
+        on = args.device
+        step = baseline_step(case, on) if way == "baseline" else our_step(case, on, way)
+        seconds = spans(step, args)
     middle = statistics.median(seconds)
     rows, tflops = case.size / middle, case.flops() / middle / 1e12
     report(args, name, way, seconds, rows_per_second=rows, useful_tflops=tflops)
+    if step and way in ("ours", "captured"):
+        reason = first_wait(step, args.device)
+        report(args, name, "a step that waits for the GPU", [], said=reason)
+
+
+def shape(args: argparse.Namespace) -> BertConfig:
+    """Return the model's configuration."""
+    return BertConfig(
+        num_hidden_layers=args.layers,
+        hidden_size=64 * args.heads,
+        num_attention_heads=args.heads,
+        intermediate_size=256 * args.heads,
+    )
+
+
+def first_wait(step: Step, device: torch.device) -> str | None:
+    """Return torch's message on the first operation of a step that waits for the GPU, if any."""
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(0)
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        return str(error).splitlines()[0]
+    finally:
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    return None
 
 
 def measure_prunes(args: argparse.Namespace) -> None:
@@ -174,6 +223,37 @@ def measure_prunes(args: argparse.Namespace) -> None:
     report(args, "prune", "ours", prunes)
     rewinds = [clocked(partial(masks.rewind, model, theta), device) for _ in range(5)]
     report(args, "rewind", "ours", rewinds)
+
+
+def measure_rounds(args: argparse.Namespace) -> None:
+    """Measure LT_glue.py: ten rounds, 30 epochs, on rows as many and as long as RTE's."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_rte(folder, args)
+        flags = ["--do_lower_case", "--do_train", "--do_eval", "--bf16", "--logging_steps", 0]
+        flags += ["--num_train_epochs", 30, *["--no_cuda"] * (args.device.type == "cpu")]
+        flags += ["--task_name", "RTE", "--data_dir", folder, "--model_name_or_path", folder]
+        for way in {"ours", "compiled"} & set(args.ways):
+            more = ["--compile"] if way == "compiled" else []
+            found = whole.timed("LT_glue.py", *flags, *more, "--output_dir", folder / way)
+            report(args, "ten rounds of RTE", way, [found["seconds"]])
+
+
+def write_rte(folder: Path, args: argparse.Namespace) -> None:
+    """Write a BERT with random weights and random rows like RTE's."""
+    draw = np.random.default_rng(SEED)
+    words = [f"w{k}" for k in range(5, BertConfig().vocab_size)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    model = bert.load_model(bert.SequenceClassifier, None, shape(args), SEED, "rand")
+    saving.save_pretrained(model, bert.load_tokenizer(str(folder), True), folder)
+    for split, rows in (("train", args.rte_rows), ("dev", 277)):
+        lengths = draw.gamma(4, 16, (rows, 2)).astype(int) // 2 + 1
+        pairs = ["\t".join(" ".join(draw.choice(words, n)) for n in pair) for pair in lengths]
+        labels = draw.choice(["entailment", "not_entailment"], rows)
+        lines = ["index\tsentence1\tsentence2\tlabel"]
+        lines += [f"{k}\t{pairs[k]}\t{labels[k]}" for k in range(rows)]
+        (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
 
 
 def measure_products(args: argparse.Namespace, size: int = 8192) -> None:
@@ -197,7 +277,7 @@ def report(
     row = {
         "what": what,
         "way": way,
-        "seconds": statistics.median(seconds),
+        "seconds": statistics.median(seconds) if seconds else None,
         "all": seconds,
         **more,
         "peak_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
@@ -219,14 +299,17 @@ def parse_args() -> argparse.Namespace:
     add("--warmup", type=int, default=2 * BATCHES, help="steps before the first span")
     add("--repeats", type=int, default=5, help="spans")
     add("--prunes", action="store_true", help="measure prunes, a rewind and the matrix peak too")
+    add("--rounds", action="store_true", help="only ten rounds of IMP on random rows like RTE's")
+    add("--rte_rows", type=int, default=2490, help="--rounds: training rows; few for a trial")
     add("--layers", type=int, default=12, help="layers of the model; BERT-base has 12")
+    add("--heads", type=int, default=12, help="its heads, of 64 each; BERT-base has 12")
     text = "cpu only tries the script out"
     add("--device", type=torch.device, default=torch.device("cuda"), help=text)
     args = parser.parse_args()
     if args.device.type == "cuda" and not torch.cuda.is_available():
         parser.exit(2, "gpu.py: error: this measures a GPU, and torch finds none\n")
     no_trainer = importlib.util.find_spec("accelerate") is None
-    if "trainer" in args.ways and no_trainer:
+    if "trainer" in args.ways and no_trainer and not args.rounds:
         remedy = "install it, or give --ways without trainer"
         parser.exit(2, f"gpu.py: error: the Trainer needs the package accelerate; {remedy}\n")
     return args
@@ -235,6 +318,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Measure what the flags name."""
     args = parse_args()
+    if args.rounds:
+        measure_rounds(args)
+        return
     if args.prunes:
         measure_products(args)
         measure_prunes(args)
