@@ -91,7 +91,8 @@ def line(data, out, script="LT_glue.py", steps=4, **changes):
         **changes,
     }
     words = " ".join(f"--{name} {value}" for name, value in given.items() if value is not None)
-    return f"python -u {script} --do_train --do_eval --no_cuda --overwrite_output_dir {words}"
+    shared = "--do_train --do_eval --do_lower_case --no_cuda --overwrite_output_dir"
+    return f"python -u {script} {shared} {words}"
 
 
 def squad_line(data, out, **changes):
