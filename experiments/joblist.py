@@ -111,7 +111,8 @@ class Job:
 def read(path: Path) -> list[Job]:
     """Return the commands of a list: lines except comments (#); "# stage N" begins a stage.
 
-    Raises UserError for an unreadable or empty list, open quotation marks, or a shared output.
+    Raises UserError for an unreadable or empty list, open quotation marks, a shared output, or a
+    list that is for the repository's root, run elsewhere.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -131,11 +132,19 @@ def read(path: Path) -> list[Job]:
                 raise UserError(f"{path}, line {number}: {error}; correct the quotes") from error
     if not jobs:
         raise UserError(f"{path}: no command in it; make a list with experiments/plan.py")
-    users = Counter(job.output for job in jobs)
-    for job in (job for job in jobs if job.output and users[job.output] > 1):
-        reason = f"another line writes to {job.output} too; give each its own folder"
-        raise UserError(f"{path}, line {job.line}: {reason}")
+    _check(path, jobs)
     return jobs
+
+
+def _check(path: Path, jobs: list[Job]) -> None:
+    users = Counter(job.output for job in jobs)
+    for job in jobs:
+        where, script = f"{path}, line {job.line}", Path(job.script)
+        if (ROOT / script).is_file() and not script.exists() and "cd " not in job.text:
+            raise UserError(f"{where}: no {script} in {Path.cwd()}; run the list in {ROOT}")
+        if job.output and users[job.output] > 1:
+            reason = f"another line writes to {job.output} too; give each its own folder"
+            raise UserError(f"{where}: {reason}")
 
 
 def _locked(path: Path) -> bool:

@@ -181,6 +181,30 @@ def test_run_local_names_a_missing_list(workplace):
     assert done.returncode == 2 and "nolist" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("flags", [(), ("--status",), ("--count",), ("--jobs", "2")])
+def test_run_local_outside_of_the_repository_starts_nothing(workplace, flags):
+    words = ["bash", str(ROOT / "experiments" / "run_local.sh"), "list.txt", *flags]
+    lines = ("python train.py --output_dir o/a", "python -u glue_trans.py --output_dir o/b")
+    write_list(workplace, *lines)
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"line 2: no glue_trans.py in {workplace}" in done.stderr
+    assert f"run the list in {ROOT}" in done.stderr
+    assert {path.name for path in workplace.iterdir()} == {"train.py", "oneshot.py", "list.txt"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"python {ROOT}/glue_trans.py --output_dir o",
+        f"cd {ROOT} && python glue_trans.py --output_dir o",
+        "python other.py --output_dir o",  # the user's own script: its error is in the log
+    ],
+)
+def test_scripts_of_another_folder_may_be_in_a_list(workplace, line):
+    assert len(joblist.read(write_list(workplace, line))) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "complete"), [("{", False), ("[]", False), ('{"finished": true}', True)]
 )
