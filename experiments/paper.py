@@ -100,14 +100,14 @@ HYPERPARAMETERS = {  # Table 1
 def task_keys(names: list[str] | None) -> tuple[str, ...]:
     """Return the tasks that the user names ("STS-B", "sts-b", "stsb") as results.jsonl has them.
 
-    None stands for the paper's eleven. Raises UserError for an unknown name.
+    "all" and None stand for the paper's eleven. Raises UserError for an unknown name.
     """
-    bare = {task.replace("-", ""): task for task in NAMES}
-    keys = []
-    for name in TASKS if names is None else names:
-        key = bare.get(name.lower().replace("-", "").replace("_", ""))
-        if key is None:
+    bare = {task.replace("-", ""): (task,) for task in NAMES} | {"all": tuple(TASKS)}
+    keys: list[str] = []
+    for name in ["all"] if names is None else names:
+        found = bare.get(name.lower().replace("-", "").replace("_", ""))
+        if found is None:
             known = ", ".join(NAMES.values())
-            raise UserError(f"{name!r} is no task of the paper; choose from {known}")
-        keys.append(key)
+            raise UserError(f"{name!r} is no task; choose from {known}, or give all")
+        keys += found
     return tuple(dict.fromkeys(keys))

@@ -147,7 +147,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("what", choices=list(BUILDERS), help="the table or figure")
     text = "Table 1's hyper-parameters, or ours for a small model (200 steps per training)"
     add("--preset", choices=["paper", "mini"], default="paper", help=text)
-    add("--tasks", nargs="+", metavar="TASK", help="tasks to train on (default: the paper's 11)")
+    add(
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help="tasks to train on (default: all, the paper's 11)",
+    )
     text = "tasks that find the masks (default: --tasks; for figure_rewind MLM and SQuAD)"
     add("--sources", nargs="+", metavar="TASK", help=text)
     add("--seeds", type=int, default=5, help="number of seeds, from 1 on")

@@ -80,7 +80,7 @@ def parser(description: str | None, what: str) -> argparse.ArgumentParser:
     add = made.add_argument
     add("folder", type=Path, help="folder below which every results.jsonl and mask is read")
     add("--out", type=Path, help=f"where to write the {what} (default, ours: FOLDER/{what})")
-    add("--tasks", nargs="+", metavar="TASK", help="tasks (default: the paper's eleven)")
+    add("--tasks", nargs="+", metavar="TASK", help="tasks (default: all, the paper's eleven)")
     which = "sparsity of the subnetworks, 0 to 1 (default: the paper's, or the most common)"
     add("--sparsity", type=float, metavar="S", help=which)
     add("--as_released", action="store_true", help="use the masks found with --as_released instead")

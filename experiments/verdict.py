@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.OneLineParser(__doc__)
     add = parser.add_argument
     add("folder", type=Path, help="folder below which every results.jsonl is read")
-    add("--tasks", nargs="+", metavar="TASK", help="tasks (default: the paper's eleven)")
+    add("--tasks", nargs="+", metavar="TASK", help="tasks (default: all, the paper's eleven)")
     text = "of the masks, 0 to 1 (default: the paper's, or the most common)"
     add("--sparsity", type=float, help=text)
     args = parser.parse_args(argv)

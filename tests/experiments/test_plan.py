@@ -77,6 +77,15 @@ def test_without_data_the_commands_read_the_hub(task):
     assert ("--mlm" in words) == (task == "mlm") and ("--task_name" in words) == (task == "mrpc")
 
 
+@pytest.mark.parametrize("words", [["--tasks", "all"], ["--tasks", "RTE", "All"]])
+def test_all_stands_for_the_eleven_tasks_of_the_paper(words):
+    def outputs(*words: str) -> set[Path]:
+        return {c.output for stage in planned("figure2", "--seeds", "1", *words) for c in stage}
+
+    assert outputs(*words) == outputs()
+    assert outputs("--tasks", "rte", "--sources", "all") > outputs("--tasks", "rte")
+
+
 def test_table3_rewinds_within_a_round_and_stops_at_the_sparsity():
     stages = planned("table3", "--tasks", "MRPC", "--seeds", "1")
     rewound = by_output(stages, "MRPC/imp-rewind5-to50/seed1")
