@@ -6,7 +6,7 @@ import hub_data
 import numpy as np
 import pytest
 import tiny
-from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets
 from launch import run
 from refusals import assert_refused
 
@@ -18,6 +18,8 @@ from utils.config import (
     TextConfig,
     TrainingConfig,
 )
+from utils.data import hub
+from utils.data.glue import GlueSpec
 from utils.tasks.glue import GlueTask
 from utils.tasks.mlm import MlmTask
 from utils.tasks.squad import SquadTask
@@ -121,6 +123,22 @@ def test_labels_without_names_are_in_the_hubs_order(inputs, tmp_path, task, kind
     dataset = without_names(hub_data.glue(inputs / task, task), kind)
     folder = hub_data.parquet(dataset, tmp_path / "data")
     assert_same_glue(from_files, glue_task(inputs, tmp_path, task, dataset_name=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [
+        (ClassLabel(names=["positive", "negative"]), [0, 1]),
+        (Value("int64"), [1, 0]),
+        (Value("string"), ["positive", "negative"]),
+    ],
+)
+def test_a_task_of_your_own_reads_a_dataset(kind, labels):
+    spec = GlueSpec("mytask", ("negative", "positive"), "sentence", None)
+    columns = Features({"sentence": Value("string"), "label": kind})
+    rows = Dataset.from_dict({"sentence": ["good", "bad"], "label": labels}, columns)
+    examples = hub.read_glue(spec, hub.Dataset("mine", {"train": rows}), "train")
+    assert (examples.text_a, [*examples.labels]) == (["good", "bad"], [1, 0])
 
 
 def test_one_round_of_imp_finds_the_same_mask(inputs, tmp_path):

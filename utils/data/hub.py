@@ -196,7 +196,7 @@ def read_glue(spec: GlueSpec, dataset: Dataset, split: str) -> GlueExamples:
     spec = dataclasses.replace(spec, text_a=text_a, text_b=text_b, label="label")
     found = dataset.split(_glue_split(spec, split))
     columns = [name for name in (spec.label, text_a, text_b) if name]
-    names = getattr(found.rows.features.get(spec.label), "names", _CLASSES[spec.name])
+    names = getattr(found.rows.features.get(spec.label), "names", ())
     texts: list[list[str]] = []
     labels: list[float] = []
     torn: list[int] = []
@@ -222,9 +222,10 @@ def _label_text(spec: GlueSpec, names: tuple[str, ...], label: Any) -> str:
     text = str(label)
     if spec.labels is None:
         return text
+    ours = _CLASSES.get(spec.name, spec.labels)
+    names = names or ours
     if isinstance(label, int) and 0 <= label < len(names):
         text = names[label]
-    ours = _CLASSES[spec.name]
     return str(ours.index(text)) if text in ours and text not in spec.labels else text
 
 
