@@ -337,6 +337,26 @@ def test_a_signal_ends_ranks_that_wait_for_another_one(start, data, tmp_path, wa
     assert errors(ended) == [line]
 
 
+def test_a_signal_ends_a_rank_that_waits_for_a_frozen_one_in_training(start, data, tmp_path):
+    """Within the 30 s after which torchrun and SLURM kill it; the run resumes."""
+    flags = command(data, "glue", 2, "--checkpoint_minutes", 0, "--evaluate_during_training")
+    running = start.start(*flags, cwd=tmp_path, processes=2)
+    wait_for(state(tmp_path / "out", 0))
+    os.kill(running.pids[1], signal.SIGSTOP)
+    time.sleep(0.5)
+    os.kill(running.pids[0], signal.SIGTERM)
+    try:
+        wait_for(lambda: (running.folders[0] / "err").read_text().count("SIGTERM"), seconds=30)
+    finally:
+        time.sleep(6)  # rank 0 waits for rank 1 before it ends
+        os.kill(running.pids[1], signal.SIGKILL)
+    first, second = running.wait_all()
+    assert (first.code, second.code) == (75, -signal.SIGKILL)
+    assert first.errors() == ["SIGTERM: stopped; the same command resumes from what is saved"]
+    ended = start.start(*flags, cwd=tmp_path, processes=2).wait_all()
+    assert [each.code for each in ended] == [0, 0], ended
+
+
 @pytest.mark.parametrize(
     "variables",
     [

@@ -16,7 +16,7 @@ from utils.runs.console import progress_bar, say
 from utils.runs.evaluation import Evaluator
 from utils.runs.losses import LossReader
 from utils.runs.run import INPUTS, Run, input_digests
-from utils.runs.signals import Preempted, handled_by
+from utils.runs.signals import Preempted, handled_by, install
 from utils.training import distributed, order
 from utils.training.trainer import Trainer
 
@@ -96,6 +96,8 @@ class Monitor(contextlib.ExitStack[bool | None]):
         if calls or save or stop or on_cpu or len(self._losses.unread) >= GPU_READ_EVERY:
             self.read_losses()
         self._bar.update()
+        if stop:  # all ranks agree: no signal may interrupt it
+            install(signal.SIG_IGN)
         for call in calls:
             call(self._step)
             self.trainer.model.train()

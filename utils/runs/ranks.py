@@ -6,6 +6,7 @@ of signals do not run there.
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -22,6 +23,7 @@ from utils.runs import signals
 
 POLL_SECONDS = 0.25
 SIGNAL_SECONDS = 1.0  # after which the main thread has handled a signal, unless it waits
+STEP_SECONDS = 20.0  # the same during training; torchrun and SLURM kill a process after 30
 LEAVE_SECONDS = 5.0  # that a rank waits for the others before it ends
 BROKEN_PIPE = 128 + signal.SIGPIPE  # exit code if the reader of stdout has ended, as of C programs
 REASON, LEFT, ALL_LEFT = "reason", "left", "all left"  # keys of the store
@@ -50,12 +52,16 @@ class Ranks:
         signal.set_wakeup_fd(-1)
 
     def _watch(self) -> None:
+        number, handler, deadline = 0, None, math.inf
         while not self._left:
             if select.select([self._signals], [], [], POLL_SECONDS)[0]:
                 number = self._signals.recv(1)[0]
-                time.sleep(SIGNAL_SECONDS)
-                if signal.getsignal(number) == signals.stop_at_once:  # it has not run
-                    _exit(signals.RESUME_EXIT_CODE, signals.stop_message(number))
+                handler = signal.getsignal(number)
+                early = handler == signals.stop_at_once
+                deadline = time.monotonic() + (SIGNAL_SECONDS if early else STEP_SECONDS)
+            late, stops = time.monotonic() > deadline, handler == signal.SIG_IGN
+            if late and not stops and signal.getsignal(number) == handler:  # a stop replaces it
+                _exit(signals.RESUME_EXIT_CODE, signals.stop_message(number))
             if self.store and self._reached(self.store.check, [REASON]):
                 _exit(1, "")
 
@@ -139,6 +145,6 @@ def print_reason(code: int, message: str) -> None:
         message = f"{os.path.basename(sys.argv[0])}: error: {' '.join(message.split())}"
     with contextlib.suppress(OSError):
         if "tqdm" in sys.modules:  # a progress bar may be open
-            sys.modules["tqdm"].tqdm.write(message, file=sys.stderr)
-        else:
-            print(message, file=sys.stderr, flush=True)
+            for bar in list(sys.modules["tqdm"].tqdm._instances):
+                bar.close()
+        print(message, file=sys.stderr, flush=True)

@@ -60,5 +60,5 @@ def exit_at_once(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def stop_message(number: int) -> str:
-    """Return the line that a signal ends a program with, if nothing was in training."""
+    """Return the line that a signal ends a program with that saves no checkpoint for it."""
     return f"{signal.Signals(number).name}: stopped; the same command resumes from what is saved"
