@@ -10,8 +10,7 @@ from utils.modeling import bert, saving
 from utils.modeling.bert import BertTaskModel
 from utils.pruning import mask_files, masks
 from utils.pruning.origin import read_origin
-from utils.runs.console import say
-from utils.runs.evaluation import Evaluator, scores_table
+from utils.runs.evaluation import Evaluator, print_scores
 from utils.runs.monitor import Monitor
 from utils.runs.records import DENSE, MaskInfo
 from utils.runs.run import Experiment, Run
@@ -75,7 +74,7 @@ def run(experiment: Experiment, plan: StepPlan, mask_info: MaskInfo) -> None:
                 save_final(run_)
             evaluate(plan.steps)
         run_.finish()
-        say(scores_table(experiment.task, run_.records()))
+        print_scores(experiment.task, run_.records())
 
 
 def fine_tune(trainer: Trainer, plan: StepPlan, monitor: Monitor) -> None:
@@ -115,8 +114,7 @@ def evaluate(experiment: Experiment, mask_info: MaskInfo = DENSE) -> None:
             evaluator.evaluate(step, trained_with, None, final=True, last=False)
         if not with_model:
             evaluator.evaluate(0, mask_info, None, final=True, last=True)
-        evaluator.events.close()
-        say(scores_table(experiment.task, run_.records()[earlier:]))
+        print_scores(experiment.task, run_.records()[earlier:])
 
 
 def save_model(run_: Run, step: int) -> None:

@@ -19,7 +19,7 @@ from utils.modeling import saving
 from utils.pruning import mask_files, masks
 from utils.pruning.origin import Origin
 from utils.runs.console import format_duration, say
-from utils.runs.evaluation import Evaluator, scores_table
+from utils.runs.evaluation import Evaluator, print_scores
 from utils.runs.monitor import Monitor
 from utils.runs.records import MaskInfo
 from utils.runs.run import Experiment, Run
@@ -168,7 +168,7 @@ def run(experiment: Experiment, schedule: ImpSchedule) -> None:
             find_tickets(trainer, schedule, tickets, monitor)
         run_.finish()
         records = [record for record in run_.records() if record.final]
-        say(scores_table(experiment.task, records))
+        print_scores(experiment.task, records)
 
 
 def find_tickets(

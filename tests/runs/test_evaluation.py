@@ -8,7 +8,7 @@ from collections import Counter
 import launch
 import pytest
 import tiny
-from glue_runs import command
+from glue_runs import command, evaluation
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from utils.runs.monitor import Monitor
@@ -91,6 +91,29 @@ def test_a_fine_tuning_has_no_rounds_and_prints_each_evaluation(data, tmp_path, 
     assert [line.split()[:3] for line in lines[-3:]] == [
         [str(row["step"]), "0.0%", f"{row['score']:.2f}"] for row in rows
     ]
+
+
+@pytest.mark.parametrize("every", [[], ["--eval_all_checkpoints"]])
+def test_evaluations_alone_write_no_events(data, tmp_path, every):
+    flags = ["--dir", "pre", "--max_steps", 4, "--save_steps", 2, "--logging_steps", 1]
+    launch.done("glue_trans.py", *command(data, tmp_path / "out", *flags))
+    files = sorted((tmp_path / "out" / "events").iterdir())
+    shown = points(tmp_path / "out")
+    for out in tmp_path / "out", tmp_path / "other":
+        model = ["--dir", "pre", "--model_name_or_path", tmp_path / "out", *every]
+        launch.done("glue_trans.py", *evaluation(data, out, *model))
+    assert sorted((tmp_path / "out" / "events").iterdir()) == files
+    assert points(tmp_path / "out") == shown and not (tmp_path / "other" / "events").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [("glue_trans.py", ["--dir", "pre"]), ("LT_glue.py", ["--sparsities", 0.3])],
+)
+def test_a_training_without_evaluations_prints_no_table(data, tmp_path, script, flags):
+    flags = command(data, tmp_path / "out", "--max_steps", 20, *flags)
+    printed = launch.done(script, *(flag for flag in flags if flag != "--do_eval"))
+    assert "---" not in printed and "step" not in printed
 
 
 def test_perplexity_is_no_score_in_percent(data, tmp_path):

@@ -84,11 +84,12 @@ class Evaluator:
 
 
 class TensorBoardEvents:
-    """Writes TensorBoard scalars on rank 0; a disk error ends the curves, not the run."""
+    """Writes scalars of a training on rank 0; a disk error ends the curves, not the run."""
 
     def __init__(self, run: Run) -> None:
         self._folder = run.path / files.EVENTS
-        self._enabled = run.experiment.runtime.is_main
+        training = run.experiment.config.training
+        self._enabled = run.experiment.runtime.is_main and training.do_train
         self._writer: Any = None
 
     def scalar(self, tag: str, value: float, step: int) -> None:
@@ -129,12 +130,14 @@ def shown_scores(task: Task, record: EvaluationRecord) -> dict[str, str]:
     return shown
 
 
-def scores_table(task: Task, records: list[EvaluationRecord]) -> str:
-    """Return the printed table of a run: one line per evaluation."""
+def print_scores(task: Task, records: list[EvaluationRecord]) -> None:
+    """Print the table of a run: one line per evaluation, nothing without one."""
+    if not records:
+        return
     rows = []
     for record in records:
         place = {"step": str(record.step), "sparsity": f"{record.sparsity:.1%}"}
         number = {"round": str(record.round)} if record.round else {}
         rows.append({**number, **place, **shown_scores(task, record)})
-    header = list(rows[0]) if rows else ["step", "sparsity", task.score_key]
-    return format_table(header, [[row.get(name, "-") for name in header] for row in rows])
+    header = list(rows[0])
+    say(format_table(header, [[row.get(name, "-") for name in header] for row in rows]))
