@@ -18,6 +18,13 @@ from utils.runs import ranks, signals
 
 Config = TypeVar("Config")
 
+_ALIASES = {  # of flags, as Hugging Face's scripts and torchrun name them
+    "per_gpu_train_batch_size": "--per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "--per_device_eval_batch_size",
+    "no_cuda": "--use_cpu",
+    "compile": "--torch_compile",
+    "local_rank": "--local-rank",
+}
 _WRONG_PATH = {
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
     *(errno.EBUSY, errno.EINVAL, errno.ELOOP),
@@ -94,7 +101,7 @@ def _add_flags(parser: Any, config_class: Any, changed: dict[str, Any]) -> None:
 def _add_flag(parser: Any, field: dataclasses.Field[Any], changed: dict[str, Any]) -> None:
     kind, default = field.type, changed.get(field.name, field.default)
     text, options = field.metadata["help"], dict(field.metadata["options"])
-    names = [f"--{field.name}", *options.pop("aliases", [])]
+    names = [f"--{field.name}", *filter(None, [_ALIASES.get(field.name)])]
     negation = options.pop("negation", None)
     while get_args(kind):  # int of `int | None`, float of `tuple[float, ...] | None`
         kind = get_args(kind)[0]

@@ -19,7 +19,7 @@ def flag(
 
     `default`: `...` makes the flag required. `bounds`: as in "> 0" or ">= 1", joined by commas;
     every number is between those of LIMITS too, unless `bounds` has others.
-    `options`: those of argparse, and `aliases` and `negation`, other names of the flag.
+    `options`: those of argparse, and `negation`, a flag that undoes it.
     """
     metadata = {"help": text, "bounds": bounds, "options": options}
     return dataclasses.field(
@@ -126,7 +126,7 @@ class GlueConfig(DataConfig):
     FILE_FLAGS = ("data_dir",)
 
     task_name: str = flag(
-        ..., "CoLA, MNLI, MNLI-MM, MRPC, QNLI, QQP, RTE, SST-2, STS-B or WNLI, in any case"
+        ..., "CoLA, MNLI, MNLI-MM, MRPC, QNLI, QQP, RTE, SST-2 (sst2), STS-B or WNLI, in any case"
     )
     data_dir: str | None = flag(
         None,
@@ -266,7 +266,7 @@ class TrainingConfig:
     as_released: bool = flag(
         False, "follow the released code where it differs from the paper (docs/fidelity.md)"
     )
-    local_rank: int = flag(-1, "set by torchrun; do not set it", aliases=["--local-rank"])
+    local_rank: int = flag(-1, "set by torchrun; do not set it")
 
     def __post_init__(self) -> None:
         if not (self.do_train or self.do_eval):

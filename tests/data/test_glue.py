@@ -228,14 +228,17 @@ def test_a_length_without_room_for_text_is_refused(text_b, length):
         ("MNLI", "mnli"),
         ("MNLI-MM", "mnli-mm"),
         ("CoLA", "cola"),
+        ("sst2", "sst-2"),
+        ("stsb", "sts-b"),
+        ("mnli_mm", "mnli-mm"),
     ],
 )
-def test_tasks_are_found_in_any_case(given_name, name):
+def test_tasks_are_found_in_any_spelling(given_name, name):
     assert find_spec(given_name).name == name
 
 
 @pytest.mark.parametrize(
-    ("typo", "near"), [("MNIL", "mnli"), ("sts", "sts-b"), ("SST2", "sst-2"), ("COLLA", "cola")]
+    ("typo", "near"), [("MNIL", "mnli"), ("sts", "sts-b"), ("SST3", "sst-2"), ("COLLA", "cola")]
 )
 def test_an_unknown_task_suggests_the_nearest(typo, near):
     with pytest.raises(UserError, match=f"--task_name {typo}: .*did you mean {near}\\?"):

@@ -120,6 +120,7 @@ FINE_TUNING = {
         ({}, {"data_dir": "link/../RTE"}),
         ({"mask_dir": "{base}/RTE/mask.pt"}, {"mask_dir": "link/mask.pt"}),
         ({}, {"task_name": "mrpc"}),
+        ({"task_name": "SST-2"}, {"task_name": "sst2"}),
         ({}, {"max_steps": -5}),
         ({"max_steps": 0}, {"max_steps": None}),
         ({"max_steps": 10}, {"max_steps": 10, "num_train_epochs": 9.0}),

@@ -69,6 +69,30 @@ def test_the_dense_baseline_and_its_saved_models(data, tmp_path):
     assert torch.equal(model.classifier.weight, saved["classifier.weight"])
 
 
+HUGGING_FACE = {  # name there -> name here
+    "--per_device_train_batch_size": "--per_gpu_train_batch_size",
+    "--per_device_eval_batch_size": "--per_gpu_eval_batch_size",
+    "--use_cpu": "--no_cuda",
+    "--torch_compile": "--compile",
+}
+
+
+def test_names_of_hugging_face_mean_the_same_run(data, tmp_path):
+    flags = ["--dir", "pre", "--max_steps", 2, "--per_gpu_eval_batch_size", 4]
+    words = command(data, tmp_path / "out", *flags)
+    done("glue_trans.py", *words)
+    theirs = {ours: name for name, ours in HUGGING_FACE.items()} | {"STS-B": "stsb"}
+    printed = done("glue_trans.py", *(theirs.get(word, word) for word in words))
+    assert "this run is finished" in printed and len(results(tmp_path / "out")) == 1
+    (row,) = results(tmp_path / "out")
+    assert row["args"]["per_gpu_train_batch_size"] == 8 and row["args"]["no_cuda"] is True
+
+
+def test_the_help_lists_the_names_of_hugging_face():
+    text = done("glue_trans.py", "--help")
+    assert all(name in text for pair in HUGGING_FACE.items() for name in pair)
+
+
 @pytest.mark.parametrize(("flags", "expected"), [((), 5), (("--as_released",), 6)])
 def test_max_steps_is_exact_and_one_more_as_released(data, tmp_path, steps, flags, expected):
     flags = ["--dir", "pre", "--max_steps", 5, *flags]

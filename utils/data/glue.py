@@ -75,6 +75,11 @@ def namings(classes: Sequence[str]) -> list[Sequence[str]]:
     return [classes, *labels]
 
 
+def task_key(name: str) -> str:
+    """Return a task's name as the hub spells it, sst2 of SST-2: equal for names of one task."""
+    return name.lower().replace("-", "").replace("_", "")
+
+
 @dataclass
 class GlueExamples:
     """The n rows of a file: texts, and labels as class numbers int64 [n] or scores float32 [n]."""
@@ -85,9 +90,10 @@ class GlueExamples:
 
 
 def find_spec(task_name: str) -> GlueSpec:
-    """Return the task of this name in any case (STS-B, sst-2). Raises UserError if unknown."""
-    if task_name.lower() in SPECS:
-        return SPECS[task_name.lower()]
+    """Return the task of this name in any spelling (STS-B, stsb). Raises UserError if unknown."""
+    for spec in _ALL:
+        if task_key(spec.name) == task_key(task_name):
+            return spec
     near = difflib.get_close_matches(task_name.lower(), SPECS, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
     names = ", ".join(SPECS)

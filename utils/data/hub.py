@@ -18,7 +18,7 @@ from transformers import BertTokenizer
 
 from utils import files, hub
 from utils.config import DataConfig, SquadConfig, TextConfig
-from utils.data.glue import GlueExamples, GlueSpec, parse_label
+from utils.data.glue import GlueExamples, GlueSpec, parse_label, task_key
 from utils.data.squad import Questions, check_questions
 from utils.data.text import Text
 from utils.errors import UserError
@@ -176,7 +176,7 @@ def _raise_disk_error(error: BaseException | None) -> None:
 
 def load_glue(spec: GlueSpec, data: DataConfig, cache_dir: str | None) -> Dataset:
     """Return the dataset of a GLUE task, by default from nyu-mll/glue. Raises UserError."""
-    config = spec.name.removesuffix("-mm").replace("-", "")
+    config = task_key(spec.name.removesuffix("-mm"))
     splits = tuple(_glue_split(spec, split) for split in spec.files)
     return load(data, (GLUE, config), cache_dir, tuple(dict.fromkeys(splits)))
 

@@ -12,6 +12,7 @@ import torch
 
 from utils import files
 from utils.config import OutputConfig
+from utils.data.glue import task_key
 from utils.errors import UserError
 from utils.runs import checkpoint
 from utils.runs.records import Owner, current_names, read_owner
@@ -70,7 +71,7 @@ def _normalize(key: str, value: Any, directory: str) -> Any:
     if isinstance(value, str):
         path = os.path.join(directory, value)
         real = os.path.realpath(path) if os.path.exists(path) else os.path.normpath(value)
-        return value.lower() if key == "task_name" else real
+        return task_key(value) if key == "task_name" else real
     return list(value) if isinstance(value, tuple) else value  # as JSON returns it
 
 
