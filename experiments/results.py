@@ -38,7 +38,7 @@ KEY = [  # columns that identify a score; see `_row`
 FLAGS = (
     *("model_name_or_path", "config_name", "learning_rate", "warmup_steps", "weight_decay"),
     *("adam_epsilon", "max_grad_norm", "max_seq_length", "doc_stride", "block_size"),
-    "mlm_probability",
+    *("mlm_probability", "max_train_samples", "max_eval_samples"),
 )
 BATCH_FLAGS = ("per_gpu_train_batch_size", "gradient_accumulation_steps", "processes")
 
@@ -191,7 +191,7 @@ def _recipe(record: EvaluationRecord) -> dict[str, Any]:
     compared with rounds: plan.py uses the paper's steps for rounds, and epochs depend on the rows
     of the data at hand.
     """
-    args = record.args
+    args = {"max_train_samples": None, "max_eval_samples": None, **record.args}  # None: all rows
     stated: dict[str, Any] = {f"--{flag}": args[flag] for flag in FLAGS if flag in args}
     if "model_name_or_path" in args:
         model = Path(str(args["model_name_or_path"]))  # ./bert/ is bert

@@ -43,8 +43,8 @@ def make_data(folder, **bert):
     return folder
 
 
-def load_task(folder, name, cls=None, lower_case=True):
-    """Load a task of `make_data`; `cls` is a subclass of its class."""
+def load_task(folder, name, cls=None, lower_case=True, line_by_line=True, **limits):
+    """Load a task of `make_data`; `cls` is a subclass of its class, `limits`: --max_*_samples."""
     if name == "squad":
         cls, file = cls or SquadTask, folder / "squad" / "{}-v1.1.json"
         data = SquadConfig(
@@ -63,11 +63,12 @@ def load_task(folder, name, cls=None, lower_case=True):
             eval_data_file=str(text / "en.valid"),
             mlm=True,
             block_size=24,
-            line_by_line=True,
+            line_by_line=line_by_line,
             threads=1,
         )
     else:
         cls, data = cls or GlueTask, GlueConfig(name, str(folder / name), LENGTH, lower_case)
+    data = dataclasses.replace(data, **limits)
     model = ModelConfig(model_name_or_path=str(folder / "bert"), cache_dir=str(folder / "cache"))
     return cls.load(data, model, TRAINING, OutputConfig(output_dir=str(folder / "out")))
 

@@ -96,7 +96,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the data of a task come from: files, or a dataset."""
+    """Where the data of a task come from: files, or a dataset; rows: also questions or blocks."""
 
     FILE_FLAGS: ClassVar[tuple[str, ...]] = ()
 
@@ -107,6 +107,12 @@ class DataConfig:
         kw_only=True,
     )
     dataset_config_name: str | None = flag(None, "configuration of that dataset", kw_only=True)
+    max_train_samples: int | None = flag(
+        None, "train on the first so many rows, for a quick trial", bounds=">= 1", kw_only=True
+    )
+    max_eval_samples: int | None = flag(
+        None, "evaluate on the first so many rows of a set", bounds=">= 1", kw_only=True
+    )
 
     def __post_init__(self) -> None:
         given = [f"--{name}" for name in self.FILE_FLAGS if getattr(self, name) is not None]

@@ -77,15 +77,23 @@ def glue_task(inputs, tmp_path, task, **data):
     return loaded(GlueTask, config, inputs, tmp_path / "cache")
 
 
+TRIAL = {"max_train_samples": 3, "max_eval_samples": 2}
+
+
 # ---- GLUE
 
 
+@pytest.mark.parametrize("limits", [{}, TRIAL], ids=["all", "trial"])
 @pytest.mark.parametrize("task", [*hub_data.GLUE, "MNLI-MM"])
-def test_glue_rows_are_those_of_the_files(inputs, tmp_path, task):
+def test_glue_rows_are_those_of_the_files(inputs, tmp_path, task, limits):
     folder = task.removesuffix("-MM")
-    from_files = glue_task(inputs, tmp_path, task, data_dir=str(inputs / folder))
+    from_files = glue_task(inputs, tmp_path, task, data_dir=str(inputs / folder), **limits)
     dataset = hub_data.parquet(hub_data.glue(inputs / folder, folder), tmp_path / "data")
-    assert_same_glue(from_files, glue_task(inputs, tmp_path, task, dataset_name=str(dataset)))
+    from_hub = glue_task(inputs, tmp_path, task, dataset_name=str(dataset), **limits)
+    assert_same_glue(from_files, from_hub)
+    if limits:
+        counts = {len(from_hub.train.labels), *(len(dev.labels) for dev in from_hub.dev.values())}
+        assert counts == {3, 2}
 
 
 LAYOUTS = {
@@ -159,9 +167,10 @@ def test_one_round_of_imp_finds_the_same_mask(inputs, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["parquet", "save_to_disk"])
-@pytest.mark.parametrize("name", ["squad", "squad2"])
-def test_squad_windows_are_those_of_the_files(inputs, tmp_path, name, layout):
+@pytest.mark.parametrize(("name", "limits"), [("squad", {}), ("squad2", {}), ("squad", TRIAL)])
+def test_squad_windows_are_those_of_the_files(inputs, tmp_path, name, limits, layout):
     config = SquadConfig(
+        **limits,
         train_file=str(inputs / name / "train-v1.1.json"),
         predict_file=str(inputs / name / "dev-v1.1.json"),
         max_seq_length=48,

@@ -678,6 +678,8 @@ def write_two(folder: Path, first: dict, second: dict) -> results.Results:
     [
         ({"model_name_or_path": "other"}, "--model_name_or_path is bert in {a} and other in {b}"),
         ({"learning_rate": 1e-4}, "--learning_rate is 2e-05 in {a} and 0.0001 in {b}"),
+        ({"max_train_samples": 8}, "--max_train_samples is None in {a} and 8 in {b}"),
+        ({"max_eval_samples": 8}, "--max_eval_samples is None in {a} and 8 in {b}"),
         ({"per_gpu_train_batch_size": 8}, "is 16 in {a} and 8 in {b}"),
         ({"gradient_accumulation_steps": 2}, "is 16 in {a} and 32 in {b}"),
         ({"processes": 2}, "is 16 in {a} and 32 in {b}"),

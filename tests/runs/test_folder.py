@@ -150,6 +150,8 @@ def test_a_command_spelled_differently_is_the_same_run(tmp_path, monkeypatch, re
         ({}, {"max_steps": 10}, ["max_steps"]),
         ({"max_steps": 10}, {"max_steps": 11}, ["max_steps"]),
         ({}, {"num_train_epochs": 9.0}, ["num_train_epochs"]),
+        ({}, {"max_train_samples": 8}, ["max_train_samples"]),
+        ({}, {"max_eval_samples": 8}, ["max_eval_samples"]),
         ({}, {"do_eval": False}, ["do_eval"]),
         ({}, {"evaluate_during_training": True}, ["evaluate_during_training"]),
         (

@@ -53,6 +53,8 @@ def test_wrong_flags_of_imp(offline_start, good_inputs, tmp_path, given, parts):
         ({"save_steps": -1}, ["--save_steps"]),
         ({"save_total_limit": -1}, ["--save_total_limit"]),
         ({"per_gpu_train_batch_size": 0}, ["--per_gpu_train_batch_size 0"]),
+        ({"max_train_samples": 0}, ["--max_train_samples 0", ">= 1"]),
+        ({"max_eval_samples": -1}, ["--max_eval_samples -1", ">= 1"]),
         ({"seed": -1}, ["--seed -1"]),
         ({"seed": 2**63}, ["--seed 9223372036854775808"]),
         ({"logging_steps": 10**20}, ["--logging_steps 1", "< 2147483648"]),

@@ -45,6 +45,36 @@ def test_one_word_in_the_middle_is_another_data_set(folder, name, split):
     assert changed == (split == 0, split == 1)
 
 
+def content(task, split):
+    """The rows and labels of a task's training or development set, as lists."""
+    if task.name == "mlm":
+        blocks = getattr(task, split)
+        rows = blocks.gather(range(len(blocks)))
+        return [rows[at][0].tolist() for at in range(len(rows))]
+    if task.name == "squad" and split == "dev":
+        return [(e.id, e.answers) for e in task.dev[0]]
+    part = task.train if split == "train" else task.dev["dev"]
+    ids = [part.rows[at][0].tolist() for at in range(len(part.rows))]
+    return list(zip(ids, part.labels.T.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("by_line", [True, False])
+def test_a_quick_trial_takes_the_first_rows(folder, name, by_line):
+    whole = load_task(folder, name, line_by_line=by_line)
+    part = load_task(folder, name, line_by_line=by_line, max_train_samples=5, max_eval_samples=3)
+    for split, count in (("train", 5), ("dev", 3)):
+        found, everything = content(part, split), content(whole, split)
+        assert found == everything[: len(found)] and 0 < len(found) < len(everything)
+        if name != "squad" or split == "dev":  # a question may have several windows
+            assert len(found) == count
+    assert part.data_digest() != whole.data_digest()
+    assert part.dev_digest() != whole.dev_digest()
+    more = {"max_train_samples": 10**6, "max_eval_samples": 10**6}
+    again = load_task(folder, name, line_by_line=by_line, **more)
+    assert (again.data_digest(), again.dev_digest()) == (whole.data_digest(), whole.dev_digest())
+
+
 def test_another_answer_is_another_development_set(folder):
     before = load_task(folder, "squad").dev_digest()
     path = folder / FILES["squad"][1]

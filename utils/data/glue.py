@@ -88,6 +88,11 @@ class GlueExamples:
     text_b: list[str] | None
     labels: np.ndarray
 
+    def first(self, count: int | None) -> "GlueExamples":
+        """Return the first `count` rows, None for all."""
+        text_b = self.text_b and self.text_b[:count]
+        return GlueExamples(self.text_a[:count], text_b, self.labels[:count])
+
 
 def find_spec(task_name: str) -> GlueSpec:
     """Return the task of this name in any spelling (STS-B, stsb). Raises UserError if unknown."""
@@ -101,9 +106,14 @@ def find_spec(task_name: str) -> GlueSpec:
 
 
 def load(
-    spec: GlueSpec, data_dir: Path, split: str, tokenizer: BertTokenizer, max_length: int
+    spec: GlueSpec,
+    data_dir: Path,
+    split: str,
+    tokenizer: BertTokenizer,
+    max_length: int,
+    count: int | None = None,
 ) -> LabelledRows:
-    """Return the rows of a split (a key of `spec.files`), of at most `max_length` tokens.
+    """Return the first `count` rows of a split (a key of `spec.files`), cut to `max_length` tokens.
 
     Raises UserError if the file is missing or malformed.
     """
@@ -111,7 +121,7 @@ def load(
     if not path.is_file():
         expected = f"--data_dir must hold {' and '.join(spec.files.values())} of {spec.name}"
         raise UserError(f"{path}: no such file; {expected}")
-    examples = read_examples(spec, path)
+    examples = read_examples(spec, path).first(count)
     return LabelledRows(features(examples, tokenizer, max_length), examples.labels)
 
 

@@ -41,6 +41,13 @@ class Questions:
     digest: str
     examples: list[SquadExample]
 
+    def first(self, count: int | None) -> "Questions":
+        """Return the first `count` questions, None for all."""
+        if count is None or count >= len(self.examples):
+            return self
+        digest = f"{self.digest} {count}"
+        return Questions(self.name, self.folder, digest, self.examples[:count])
+
 
 def read_squad(path: Path, v2: bool) -> list[SquadExample]:
     """Read every question of a SQuAD v1.1 file, or with `v2` of a v2.0 (or v1.1) file, in order.

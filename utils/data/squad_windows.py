@@ -67,7 +67,8 @@ def load(
     overwrite_cache: bool = False,
 ) -> tuple[list[SquadExample], SquadWindows]:
     """Read a SQuAD file and its windows. Raises UserError as `read_squad` and `load_windows` do."""
-    questions = read_questions(path, config.version_2_with_negative)
+    count = config.max_train_samples if training else config.max_eval_samples
+    questions = read_questions(path, config.version_2_with_negative).first(count)
     made = load_windows(questions, tokenizer, config, training, cache_dir, overwrite_cache)
     return questions.examples, made
 

@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -58,6 +58,14 @@ class Blocks:
         if self.starts is None:
             return len(self.ids) // (self.block_size - 2)
         return len(self.starts) - 1
+
+    def first(self, count: int | None) -> "Blocks":
+        """Return the first `count` blocks, None for all."""
+        if count is None or count >= len(self):
+            return self
+        if self.starts is None:
+            return replace(self, ids=self.ids[: count * (self.block_size - 2)])
+        return replace(self, starts=self.starts[: count + 1])
 
     def gather(self, indices: np.ndarray) -> Rows:
         """Return the blocks `indices`, int64 [n], as n rows in memory. Raises IndexError."""

@@ -31,7 +31,7 @@ _EFFECTIVE_WITH = {  # flag -> flags without which it changes no result
     "eval_all_checkpoints": ("do_eval", "dir", "save_steps"),  # IMP evaluates every round
     "per_gpu_eval_batch_size": ("do_eval", "as_released", "mlm"),
     "null_score_diff_threshold": ("do_eval", "version_2_with_negative"),
-    **dict.fromkeys(("eval_data_file", "predict_file"), ("do_eval",)),
+    **dict.fromkeys(("eval_data_file", "predict_file", "max_eval_samples"), ("do_eval",)),
     **dict.fromkeys(("n_best_size", "max_answer_length"), ("do_eval",)),
 }
 _MODEL_FLAGS = ("model_name_or_path", "config_name", "tokenizer_name")

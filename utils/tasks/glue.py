@@ -51,11 +51,13 @@ class GlueTask(LabelledTask):
         dataset = None if data.from_files else hub.load_glue(spec, data, model.cache_dir)
 
         def read(split: str) -> LabelledRows:
+            count = data.max_train_samples if split == "train" else data.max_eval_samples
             if dataset is None:
                 name = str(Path(data.data_dir or "") / spec.files[split])
-                rows = glue.load(spec, Path(data.data_dir or ""), split, tokenizer, length)
+                rows = glue.load(spec, Path(data.data_dir or ""), split, tokenizer, length, count)
             else:
                 name, examples = f"{dataset.name} {split}", hub.read_glue(spec, dataset, split)
+                examples = examples.first(count)
                 rows = LabelledRows(glue.features(examples, tokenizer, length), examples.labels)
             warn_of_unknown(name, tokenizer, rows.rows.ids)
             return rows

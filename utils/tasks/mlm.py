@@ -140,7 +140,9 @@ class MlmTask(Task):
             text = Text(file, *options) if file else hub.HubText.of(splits[split], *options)
             blocks = load_blocks(text, size, model.cache_dir, output.overwrite_cache)
             warn_of_unknown(str(text.path), tokenizer, blocks.ids)
-            return blocks
+            return blocks.first(
+                data.max_train_samples if split == "train" else data.max_eval_samples
+            )
 
         train = read(train_file, "train") if training.do_train else None
         dev = read(eval_file, "validation") if training.do_eval else None

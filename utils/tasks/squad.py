@@ -63,6 +63,8 @@ class SquadTask(LabelledTask):
                 name = str(file)
             else:
                 questions = hub.read_squad(dataset, "train" if is_train else "validation", v2)
+                count = data.max_train_samples if is_train else data.max_eval_samples
+                questions = questions.first(count)
                 examples, name = questions.examples, questions.name
                 windows = squad_windows.load_windows(questions, *options)
             warn_of_unknown(name, tokenizer, windows.ids)
