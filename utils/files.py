@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 RESULTS = "results.jsonl"  # one row per evaluation
 EVAL_RESULTS = "eval_results.txt"  # the last evaluation, as the released code writes it
+ALL_RESULTS = "all_results.json"  # the same, as Hugging Face's examples write it
 TICKETS = "tickets.json"  # sparsity -> mask file and score
 MASK = "mask.pt"  # the mask of a round, in its model folder
 ORIGIN_SUFFIX = ".json"  # mask.pt.json: where a mask or perturbed weights come from
@@ -39,7 +40,7 @@ REPLACED = "replaced-{number}"  # finished rounds that another run moved aside
 SQUAD_CACHE = "cached_{split}_squad_{max_length}_{digest}.npz"  # beside the data or in --cache_dir
 
 RUN_FILES = (
-    *(RESULTS, EVAL_RESULTS, TICKETS, EVENTS, RUN, *MODEL_FILES),
+    *(RESULTS, EVAL_RESULTS, ALL_RESULTS, TICKETS, EVENTS, RUN, *MODEL_FILES),
     *(REWIND_WEIGHTS, REWIND_WEIGHTS + ORIGIN_SUFFIX),
 )
 _STATE_NAME = re.compile(rf"{STATE}-(new|\d+-\d+(-[0-9a-f]{{16}})?)\.pt")

@@ -152,6 +152,8 @@ def test_the_first_row_is_the_dense_model(ten_rounds):
     last = results(folder)[-1]["metrics"]
     text = "".join(f"{key} = {last[key]}\n" for key in sorted(last))
     assert (folder / "eval_results.txt").read_text() == text
+    found = json.loads((folder / "all_results.json").read_text())
+    assert found == {f"eval_{key}": last[key] for key in last} | {"train_samples": 40}
 
 
 def test_stdout_shows_one_line_per_round_and_the_final_table(ten_rounds):
@@ -171,7 +173,7 @@ def test_stdout_shows_one_line_per_round_and_the_final_table(ten_rounds):
 def test_a_run_writes_these_files_and_no_others(ten_rounds):
     folder, _ = ten_rounds
     names = {p.name for p in folder.iterdir() if not p.name.startswith("checkpoint-")}
-    records = {"results.jsonl", "eval_results.txt", "tickets.json", "events"}
+    records = {"results.jsonl", "eval_results.txt", "all_results.json", "tickets.json", "events"}
     assert names == records | {"run.json", ".lock"}
     for k in range(1, 11):
         inside = {p.name for p in (folder / f"checkpoint-{4 * k}").iterdir()}

@@ -1,4 +1,4 @@
-"""Scores of a model: results.jsonl, eval_results.txt and TensorBoard events."""
+"""Scores of a model: results.jsonl, eval_results.txt, all_results.json and TensorBoard events."""
 
 import contextlib
 import functools
@@ -32,6 +32,8 @@ class Evaluator:
         self.events = TensorBoardEvents(run)
         experiment, device = run.experiment, run.experiment.runtime.device
         versions = {name: version(name) for name in _VERSIONS}
+        is_trained = experiment.config.training.do_train
+        self._rows = {"train_samples": experiment.task.train_rows} if is_trained else {}
         self._record = functools.partial(
             EvaluationRecord,
             task=experiment.task.name,
@@ -74,6 +76,8 @@ class Evaluator:
         if runtime.is_main:
             lines = (f"{key} = {finite[key]}\n" for key in sorted(finite))
             files.write_text(self.run.path / files.EVAL_RESULTS, "".join(lines))
+            named = {f"eval_{key}": value for key, value in finite.items()}
+            files.write_json(self.run.path / files.ALL_RESULTS, named | self._rows)
         for key, value in finite.items():
             if value is not None:
                 self.events.scalar(f"eval_{key}", value, step)
