@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from utils import cli
-from utils.config import GlueConfig, RunConfig, SubnetworkConfig
+from utils.config import GlueConfig, PredictingConfig, RunConfig, SubnetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,6 +12,7 @@ class Config(RunConfig):
 
     data: GlueConfig
     subnetwork: SubnetworkConfig
+    training: PredictingConfig
 
 
 def main() -> None:

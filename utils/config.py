@@ -211,6 +211,8 @@ class TextConfig(DataConfig):
 class TrainingConfig:
     """Training and evaluation (defaults: Table 1)."""
 
+    MODES: ClassVar[tuple[str, ...]] = ("do_train", "do_eval")
+
     do_train: bool = flag(False, "train")
     do_eval: bool = flag(False, "evaluate the trained model, or without --do_train the model given")
     evaluate_during_training: bool = flag(
@@ -275,8 +277,8 @@ class TrainingConfig:
     local_rank: int = flag(-1, "set by torchrun; do not set it")
 
     def __post_init__(self) -> None:
-        if not (self.do_train or self.do_eval):
-            raise UserError("nothing to do: give --do_train, --do_eval or both")
+        if not any(getattr(self, mode) for mode in self.MODES):
+            raise UserError(f"nothing to do: give --{' or --'.join(self.MODES)}")
         if self.fp16 and self.bf16:
             raise UserError("--fp16 and --bf16 exclude each other; give one")
 
@@ -284,6 +286,19 @@ class TrainingConfig:
     def precision(self) -> str:
         """Autocast precision: "fp32", "fp16" or "bf16"."""
         return "fp16" if self.fp16 else "bf16" if self.bf16 else "fp32"
+
+
+@dataclass(frozen=True)
+class PredictingConfig(TrainingConfig):
+    """Training, evaluation and prediction (defaults: Table 1)."""
+
+    MODES = (*TrainingConfig.MODES, "do_predict")
+
+    do_predict: bool = flag(
+        False,
+        "write the predictions on the test set for gluebenchmark.com, such as RTE.tsv, with the "
+        "trained model, or without --do_train the model given (ours)",
+    )
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,11 @@ EVENTS = "events"  # TensorBoard events, in a folder of their own
 PREDICTIONS = "predictions_{prefix}.json"
 NBEST = "nbest_predictions_{prefix}.json"
 NULL_ODDS = "null_odds_{prefix}.json"
+SUBMISSIONS = {  # to gluebenchmark.com, by task or split
+    **{"cola": "CoLA.tsv", "sst-2": "SST-2.tsv", "mrpc": "MRPC.tsv", "sts-b": "STS-B.tsv"},
+    **{"qqp": "QQP.tsv", "mnli": "MNLI-m.tsv", "test_mismatched": "MNLI-mm.tsv", "ax": "AX.tsv"},
+    **{"qnli": "QNLI.tsv", "rte": "RTE.tsv", "wnli": "WNLI.tsv"},
+}
 MODEL_FILES = (  # a Hugging Face folder
     "config.json",
     "model.safetensors",
@@ -41,7 +46,7 @@ SQUAD_CACHE = "cached_{split}_squad_{max_length}_{digest}.npz"  # beside the dat
 
 RUN_FILES = (
     *(RESULTS, EVAL_RESULTS, ALL_RESULTS, TICKETS, EVENTS, RUN, *MODEL_FILES),
-    *(REWIND_WEIGHTS, REWIND_WEIGHTS + ORIGIN_SUFFIX),
+    *(REWIND_WEIGHTS, REWIND_WEIGHTS + ORIGIN_SUFFIX, *SUBMISSIONS.values()),
 )
 _STATE_NAME = re.compile(rf"{STATE}-(new|\d+-\d+(-[0-9a-f]{{16}})?)\.pt")
 _NUMBERED = re.compile(r"checkpoint-\d+|((nbest_)?predictions|null_odds)_\d*\.json")

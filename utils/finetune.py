@@ -73,6 +73,7 @@ def run(experiment: Experiment, plan: StepPlan, mask_info: MaskInfo) -> None:
             if training.save_total_limit != 0:
                 save_final(run_)
             evaluate(plan.steps)
+        predict(run_)
         run_.finish()
         print_scores(experiment.task, run_.records())
 
@@ -91,11 +92,13 @@ def fine_tune(trainer: Trainer, plan: StepPlan, monitor: Monitor) -> None:
 def evaluate(experiment: Experiment, mask_info: MaskInfo = DENSE) -> None:
     """Evaluate the model given, or every model saved in the output folder, without training.
 
-    Rows are added, none is replaced. Raises UserError if another process is writing to the output
-    folder, or if every model of the run was removed.
+    --do_predict uses the last of them, or alone the model given. Rows are added, none is replaced.
+    Raises UserError if another process is writing to the output folder, or if every model of the
+    run was removed.
     """
     nn.Module.to(experiment.model, experiment.runtime.device)
-    every = experiment.config.training.eval_all_checkpoints
+    do_eval = experiment.config.training.do_eval
+    every = do_eval and experiment.config.training.eval_all_checkpoints
     folders = files.model_folders(Path(experiment.config.output.output_dir)) if every else []
     with_model = [folder for folder in folders if (folder / files.MODEL_FILES[0]).exists()]
     if folders and not with_model:
@@ -112,9 +115,18 @@ def evaluate(experiment: Experiment, mask_info: MaskInfo = DENSE) -> None:
             trained_with = mask_of_model(run_.path, folder) or mask_info
             step = files.model_folder_step(folder)
             evaluator.evaluate(step, trained_with, None, final=True, last=False)
-        if not with_model:
+        if do_eval and not with_model:
             evaluator.evaluate(0, mask_info, None, final=True, last=True)
-        print_scores(experiment.task, run_.records()[earlier:])
+        if do_eval:
+            print_scores(experiment.task, run_.records()[earlier:])
+        predict(run_)
+
+
+def predict(run_: Run) -> None:
+    """Write the predictions on the test sets that --do_predict asks for, if any."""
+    experiment = run_.experiment
+    for path in experiment.task.write_predictions(experiment.model, experiment.runtime, run_.path):
+        say(f"wrote {path}")
 
 
 def save_model(run_: Run, step: int) -> None:

@@ -165,7 +165,7 @@ def pack_padded(rows: Rows, indices: np.ndarray, length: int) -> Packed:
     return replace(packed, lengths=torch.from_numpy(lengths.astype(np.int64)), full=full)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PaddedTask(LabelledTask):
     """Rows padded to `length` tokens, and whole batches, so that sums round as they did."""
 

@@ -5,7 +5,7 @@ import contextlib
 import difflib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ CHUNK = 8192  # texts tokenized at a time: the tokenizer's own objects take kilo
 
 _FILES = {"train": "train.tsv", "dev": "dev.tsv"}
 _MATCHED, _MISMATCHED = {"dev": "dev_matched.tsv"}, {"dev_mismatched": "dev_mismatched.tsv"}
+_AX = "../diagnostic/diagnostic.tsv"
 _BINARY = ("0", "1")
 _ENTAILMENT = ("entailment", "not_entailment")
 _MNLI = ("contradiction", "entailment", "neutral")
@@ -52,6 +53,18 @@ class GlueSpec:
     def classes(self) -> tuple[str, ...]:
         """Names of the head's outputs in config.json."""
         return _NAMES.get(self.name, self.labels or ("LABEL_0",))
+
+    def for_test(self, folder: Path | None) -> "GlueSpec":
+        """Return columns and files of the test sets, with the AX set if `folder` has it beside it.
+
+        The labels are the rows' indices.
+        """
+        dev = {split: name for split, name in self.files.items() if split != "train"}
+        found = {s.replace("dev", "test"): name.replace("dev", "test") for s, name in dev.items()}
+        if self.name == "mnli" and folder and (folder / _AX).is_file():
+            found["ax"] = _AX
+        label = "id" if self.name == "qqp" else "index"
+        return replace(self, labels=None, label=label, header=None, files=found, torn=False)
 
 
 _ALL = (

@@ -193,7 +193,8 @@ def read_glue(spec: GlueSpec, dataset: Dataset, split: str) -> GlueExamples:
     the first malformed row; rows of QQP without a text are left out with a warning, as from files.
     """
     text_a, text_b = _TEXTS.get(spec.name, (spec.text_a, spec.text_b))
-    spec = dataclasses.replace(spec, text_a=text_a, text_b=text_b, label="label")
+    label = "idx" if split.startswith("test") else "label"
+    spec = dataclasses.replace(spec, text_a=text_a, text_b=text_b, label=label)
     found = dataset.split(_glue_split(spec, split))
     columns = [name for name in (spec.label, text_a, text_b) if name]
     names = getattr(found.rows.features.get(spec.label), "names", ())

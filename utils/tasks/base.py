@@ -62,6 +62,10 @@ class Task(Protocol):
         (None: the end of a run).
         """
 
+    def write_predictions(self, model: BertTaskModel, runtime: Runtime, output: Path) -> list[Path]:
+        """Write the predictions on the test sets that were loaded; return the files."""
+        return []
+
 
 def load_bert(
     model: ModelConfig,

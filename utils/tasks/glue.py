@@ -1,13 +1,15 @@
 """The GLUE tasks: sequence classification, and regression for STS-B."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import BertConfig, BertTokenizer
 
+from utils import files
 from utils.config import GlueConfig, ModelConfig, OutputConfig, TrainingConfig
 from utils.data import glue, hub
 from utils.data.rows import LabelledRows, warn_of_unknown
@@ -29,6 +31,7 @@ class GlueTask(LabelledTask):
     bert_config: BertConfig
     train: LabelledRows | None
     dev: dict[str, LabelledRows]  # by split; empty without evaluation
+    test: dict[str, LabelledRows] = field(default_factory=dict)  # by split; labels are indices
 
     model_class = SequenceClassifier
 
@@ -47,28 +50,35 @@ class GlueTask(LabelledTask):
         texts = 2 if spec.text_b else 1
         bert.check_length(config, "--max_seq_length", data.max_seq_length, texts)
 
-        length = data.max_seq_length
-        dataset = None if data.from_files else hub.load_glue(spec, data, model.cache_dir)
+        length, folder = data.max_seq_length, Path(data.data_dir or "")
+        counts = {"train": data.max_train_samples, "dev": data.max_eval_samples}
 
-        def read(split: str) -> LabelledRows:
-            count = data.max_train_samples if split == "train" else data.max_eval_samples
-            if dataset is None:
-                name = str(Path(data.data_dir or "") / spec.files[split])
-                rows = glue.load(spec, Path(data.data_dir or ""), split, tokenizer, length, count)
-            else:
-                name, examples = f"{dataset.name} {split}", hub.read_glue(spec, dataset, split)
-                examples = examples.first(count)
-                rows = LabelledRows(glue.features(examples, tokenizer, length), examples.labels)
-            warn_of_unknown(name, tokenizer, rows.rows.ids)
-            return rows
+        def read(spec: glue.GlueSpec, splits: list[str]) -> dict[str, LabelledRows]:
+            dataset, found = None, {}
+            if splits and not data.from_files:
+                dataset = hub.load_glue(spec, data, model.cache_dir)
+            for split in splits:
+                count = counts.get(split.partition("_")[0])
+                if dataset is None:
+                    name = str(folder / spec.files[split])
+                    rows = glue.load(spec, folder, split, tokenizer, length, count)
+                else:
+                    name, examples = f"{dataset.name} {split}", hub.read_glue(spec, dataset, split)
+                    examples = examples.first(count)
+                    rows = LabelledRows(glue.features(examples, tokenizer, length), examples.labels)
+                warn_of_unknown(name, tokenizer, rows.rows.ids)
+                found[split] = rows
+            return found
 
-        train = read("train") if training.do_train else None
-        dev_splits = [split for split in spec.files if split != "train"] if training.do_eval else []
-        return cls(spec, tokenizer, config, train, {split: read(split) for split in dev_splits})
+        do_train, do_eval = training.do_train, training.do_eval
+        tests = spec.for_test(folder if data.from_files else None)
+        dev = read(spec, [s for s in spec.files if (do_train if s == "train" else do_eval)])
+        test = read(tests, list(tests.files) if getattr(training, "do_predict", False) else [])
+        return cls(spec, tokenizer, config, dev.pop("train", None), dev, test)
 
     def dev_digest(self) -> str:
-        """Identify the development set, "" without evaluation."""
-        return " ".join(dev.digest() for dev in self.dev.values())
+        """Identify the sets to evaluate and to predict, "" without any."""
+        return " ".join(rows.digest() for rows in (*self.dev.values(), *self.test.values()))
 
     def logits(self, model: BertTaskModel, packed: Packed) -> torch.Tensor:
         """Return the head's outputs, [B, classes]."""
@@ -95,6 +105,22 @@ class GlueTask(LabelledTask):
             found = glue_metrics(spec.metric, predictions, dev.labels, spec.with_f1)
             results |= {key + suffix: value for key, value in found.items()}
         return results
+
+    def write_predictions(self, model: BertTaskModel, runtime: Runtime, output: Path) -> list[Path]:
+        """Write the files for gluebenchmark.com of the test sets that were loaded; return them."""
+        written, names = [], files.SUBMISSIONS
+        for split, test in self.test.items():
+            logits = self.predict(model, test.rows, runtime)
+            if self.spec.labels is None:
+                predictions = [f"{score:.4f}" for score in np.clip(logits[:, 0], 0, 5)]
+            else:
+                predictions = [self.spec.labels[number] for number in logits.argmax(1)]
+            rows = zip(test.labels.astype(int), predictions, strict=True)
+            lines = (f"{index}\t{prediction}\n" for index, prediction in rows)
+            written.append(output / (names.get(split) or names[self.name]))
+            if runtime.is_main:
+                files.write_text(written[-1], "index\tprediction\n" + "".join(lines))
+        return written
 
     def _metric_suffix(self, split: str) -> str:
         """MNLI reports the matched and the mismatched set."""
