@@ -3,7 +3,20 @@
 from dataclasses import dataclass
 
 from utils import cli
-from utils.config import GlueConfig, PredictingConfig, RunConfig, SubnetworkConfig
+from utils.config import GlueConfig, RunConfig, SubnetworkConfig, TrainingConfig, flag
+
+
+@dataclass(frozen=True)
+class PredictingConfig(TrainingConfig):
+    """Training, evaluation and prediction (defaults: Table 1)."""
+
+    MODES = (*TrainingConfig.MODES, "do_predict")
+
+    do_predict: bool = flag(
+        False,
+        "write the predictions on the test set for gluebenchmark.com, such as RTE.tsv, with the "
+        "trained model, or without --do_train the model given (ours)",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -212,7 +212,6 @@ class TrainingConfig:
     """Training and evaluation (defaults: Table 1)."""
 
     MODES: ClassVar[tuple[str, ...]] = ("do_train", "do_eval")
-
     do_train: bool = flag(False, "train")
     do_eval: bool = flag(False, "evaluate the trained model, or without --do_train the model given")
     evaluate_during_training: bool = flag(
@@ -286,19 +285,6 @@ class TrainingConfig:
     def precision(self) -> str:
         """Autocast precision: "fp32", "fp16" or "bf16"."""
         return "fp16" if self.fp16 else "bf16" if self.bf16 else "fp32"
-
-
-@dataclass(frozen=True)
-class PredictingConfig(TrainingConfig):
-    """Training, evaluation and prediction (defaults: Table 1)."""
-
-    MODES = (*TrainingConfig.MODES, "do_predict")
-
-    do_predict: bool = flag(
-        False,
-        "write the predictions on the test set for gluebenchmark.com, such as RTE.tsv, with the "
-        "trained model, or without --do_train the model given (ours)",
-    )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from utils.modeling import bert, saving
 from utils.modeling.bert import BertTaskModel
 from utils.pruning import mask_files, masks
 from utils.pruning.origin import read_origin
+from utils.runs.console import say
 from utils.runs.evaluation import Evaluator, print_scores
 from utils.runs.monitor import Monitor
 from utils.runs.records import DENSE, MaskInfo
@@ -92,9 +93,8 @@ def fine_tune(trainer: Trainer, plan: StepPlan, monitor: Monitor) -> None:
 def evaluate(experiment: Experiment, mask_info: MaskInfo = DENSE) -> None:
     """Evaluate the model given, or every model saved in the output folder, without training.
 
-    --do_predict uses the last of them, or alone the model given. Rows are added, none is replaced.
-    Raises UserError if another process is writing to the output folder, or if every model of the
-    run was removed.
+    --do_predict uses the last. Rows are added, none is replaced. Raises UserError if another
+    process is writing to the output folder, or if every model of the run was removed.
     """
     nn.Module.to(experiment.model, experiment.runtime.device)
     do_eval = experiment.config.training.do_eval

@@ -55,10 +55,7 @@ class GlueSpec:
         return _NAMES.get(self.name, self.labels or ("LABEL_0",))
 
     def for_test(self, folder: Path | None) -> "GlueSpec":
-        """Return columns and files of the test sets, with the AX set if `folder` has it beside it.
-
-        The labels are the rows' indices.
-        """
+        """Return the test sets: indices as labels, and AX if its folder is beside `folder`."""
         dev = {split: name for split, name in self.files.items() if split != "train"}
         found = {s.replace("dev", "test"): name.replace("dev", "test") for s, name in dev.items()}
         if self.name == "mnli" and folder and (folder / _AX).is_file():

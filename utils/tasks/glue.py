@@ -111,9 +111,8 @@ class GlueTask(LabelledTask):
         written, names = [], files.SUBMISSIONS
         for split, test in self.test.items():
             logits = self.predict(model, test.rows, runtime)
-            if self.spec.labels is None:
-                predictions = [f"{score:.4f}" for score in np.clip(logits[:, 0], 0, 5)]
-            else:
+            predictions = [f"{score:.4f}" for score in np.clip(logits[:, 0], 0, 5)]
+            if self.spec.labels is not None:
                 predictions = [self.spec.labels[number] for number in logits.argmax(1)]
             rows = zip(test.labels.astype(int), predictions, strict=True)
             lines = (f"{index}\t{prediction}\n" for index, prediction in rows)
