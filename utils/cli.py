@@ -103,6 +103,8 @@ def _add_flag(parser: Any, field: dataclasses.Field[Any], changed: dict[str, Any
     text, options = field.metadata["help"], dict(field.metadata["options"])
     names = [f"--{field.name}", *filter(None, [_ALIASES.get(field.name)])]
     negation = options.pop("negation", None)
+    if kind == int | float:
+        kind = steps_or_share
     while get_args(kind):  # int of `int | None`, float of `tuple[float, ...] | None`
         kind = get_args(kind)[0]
     options |= {"action": "store_true"} if kind is bool else {"type": kind}
@@ -114,6 +116,16 @@ def _add_flag(parser: Any, field: dataclasses.Field[Any], changed: dict[str, Any
     if negation:
         undo: Any = {"dest": field.name, "action": "store_false", "default": argparse.SUPPRESS}
         parser.add_argument(negation, help=f"undo --{field.name} (ours)", **undo)
+
+
+def steps_or_share(text: str) -> int | float:
+    """Return a whole number as an int, as earlier versions recorded it, or a share below 1."""
+    number = float(text)
+    if number.is_integer():
+        return int(number)
+    if 0 < number < 1:
+        return number
+    raise argparse.ArgumentTypeError(f"{text} must be a number of steps or a share below 1")
 
 
 def _build(config_class: Any, values: dict[str, Any]) -> Any:

@@ -235,7 +235,9 @@ class TrainingConfig:
     )
     adam_epsilon: float = flag(1e-8, "AdamW's epsilon", bounds="> 0")
     max_grad_norm: float = flag(1.0, "norm to which gradients are clipped", bounds="> 0")
-    warmup_steps: int = flag(0, "optimizer steps of linear warm-up", bounds=">= 0")
+    warmup_steps: int | float = flag(
+        0, "optimizer steps of linear warm-up; below 1, their share of all steps", bounds=">= 0"
+    )
     num_train_epochs: float = flag(
         3.0,
         "passes over the training data, in all rounds together; with accumulation, whole optimizer "

@@ -89,6 +89,16 @@ def test_names_of_hugging_face_mean_the_same_run(data, tmp_path):
     assert row["args"]["per_gpu_train_batch_size"] == 8 and row["args"]["no_cuda"] is True
 
 
+@pytest.mark.parametrize(("given", "recorded"), [("0.5", 0.5), ("2.0", 2), ("2", 2), ("0.0", 0)])
+def test_warm_up_steps_or_a_share_of_all(data, tmp_path, steps, given, recorded):
+    flags = ["--dir", "pre", "--max_steps", 4, "--warmup_steps", given]
+    done("glue_trans.py", *command(data, tmp_path / "out", *flags))
+    (row,) = results(tmp_path / "out")
+    assert json.dumps(row["args"]["warmup_steps"]) == json.dumps(recorded)
+    expected = [0, PEAK / 2, PEAK, PEAK / 2] if recorded else [PEAK * k / 4 for k in (4, 3, 2, 1)]
+    assert [step["rate"] for step in steps] == pytest.approx(expected)
+
+
 def test_the_help_lists_the_names_of_hugging_face():
     text = done("glue_trans.py", "--help")
     assert all(name in text for pair in HUGGING_FACE.items() for name in pair)

@@ -1,9 +1,11 @@
 """The optimizer follows the paper's rule, the schedule Table 1."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from utils.config import TrainingConfig
 from utils.training.optimizer import PaperAdamW, linear_schedule
@@ -107,6 +109,15 @@ def test_a_step_that_the_loss_scaler_skips_changes_nothing():
     expected, _, _ = train([False, False])
     assert (steps, scale) == (2, 2.0**5)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("total", [1, 10, 30, 1001])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.06, 0.1, 0.999])
+def test_a_warm_up_below_1_is_the_share_that_transformers_takes(total, share):
+    theirs = SimpleNamespace(warmup_steps=share)  # the class itself needs accelerate
+    steps = TrainingArguments.get_warmup_steps(theirs, total)
+    found, expected = (linear_schedule(1.0, total, warmup) for warmup in (share, steps))
+    assert [found(step) for step in range(total + 1)] == [expected(at) for at in range(total + 1)]
 
 
 def test_the_schedule_is_linear_to_zero_after_the_warm_up():

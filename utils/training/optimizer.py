@@ -60,11 +60,14 @@ class PaperAdamW(torch.optim.AdamW):
             group["lr"] = learning_rate
 
 
-def linear_schedule(peak: float, total: int, warmup: int) -> Callable[[int], float]:
+def linear_schedule(peak: float, total: int, warmup: float) -> Callable[[int], float]:
     """Return step (from 0) -> learning rate.
 
-    It rises linearly to `peak` over `warmup` steps, then falls linearly to 0 at step `total`.
+    It rises linearly to `peak` over `warmup` steps (below 1: that share of `total`, rounded up, as
+    in transformers), then falls linearly to 0 at step `total`.
     """
+    if warmup < 1:
+        warmup = math.ceil(total * warmup)
 
     def learning_rate(step: int) -> float:
         if step < warmup:
