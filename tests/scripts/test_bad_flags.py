@@ -88,7 +88,7 @@ def test_a_wrong_seed_of_one_shot_pruning(offline_start, good_inputs, tmp_path):
     ("given", "parts"),
     [
         ({"data_dir": "nowhere"}, ["nowhere", "no such file", "--data_dir"]),
-        ({"task_name": "SST2"}, ["--task_name SST2", "did you mean sst-2?"]),
+        ({"task_name": "SST3"}, ["--task_name SST3", "did you mean sst-2?"]),
         ({"task_name": None}, ["--task_name"]),
     ],
     ids=["no folder", "misspelt task", "no task"],
