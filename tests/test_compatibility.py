@@ -45,8 +45,9 @@ def run(name: str, *more: str) -> tuple[launch.Ended, list[dict]]:
 
 
 def given(args: dict) -> dict:
-    """The flags by their current names; a flag that is None is one that earlier versions lack."""
-    return {key: value for key, value in adapter.current_names(args).items() if value is not None}
+    """The flags by their current names, without those that are off: earlier versions lack some."""
+    given = adapter.current_names(args).items()
+    return {key: value for key, value in given if value not in (None, False)}
 
 
 def assert_same_rows(found: list[dict], expected: list[dict], exact: bool) -> None:
