@@ -14,6 +14,7 @@ from utils.errors import UserError
 from utils.modeling import bert, saving
 from utils.pruning import mask_files, masks
 from utils.pruning.origin import Origin, read_origin, write_origin
+from utils.runs.records import read_records
 
 FOUND_BY = {
     "imp": "iterative magnitude pruning",
@@ -42,7 +43,7 @@ It is not trained on any task: fine-tune it with its mask fixed.
 | | |
 |---|---|
 {table}
-
+{scores}
 The mask is in `{mask}`: `numpy.packbits` of each flattened matrix, with the shapes in the \
 metadata. `BertModel.from_pretrained("{name}")` loads the weights alone. This loads them with \
 the mask, which stays fixed while you train `model`:
@@ -71,7 +72,19 @@ reproduction's scripts accept this folder as a mask:
 """
 
 
-def card(origin: Origin, name: str, model: str, matrices: int) -> str:
+def score_table(mask_file: Path, digest: str) -> str:
+    """Return the final scores of the run that found the mask, as Markdown; "" without any."""
+    records, _ = read_records(mask_file.parent.parent / files.RESULTS)
+    found = [record for _, record in records if record.final and record.score is not None]
+    if digest not in {record.mask_sha256 for record in found}:
+        return ""
+    lines = [f"| {each.sparsity:.0%} | {each.score:.2f} |\n" for each in found]
+    return (
+        f"\nScores of the run that found it:\n\n| sparsity | score |\n|---|---|\n{''.join(lines)}"
+    )
+
+
+def card(origin: Origin, name: str, model: str, matrices: int, scores: str) -> str:
     """Return the model card of the exported folder `name`: source and use of the ticket."""
     task, step = paper.NAMES.get(origin.task or "", origin.task), origin.rewind_steps
     rows = {
@@ -92,7 +105,7 @@ def card(origin: Origin, name: str, model: str, matrices: int) -> str:
     lines = "".join(f"{key}: {value}\n" for key, value in metadata.items() if value)
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items() if value is not None)
     where = {"metadata": lines, "found_on": f", found on {task}" if task else ""}
-    where |= {"mask": files.PACKED_MASK, "shapes": mask_files.SHAPES}
+    where |= {"scores": scores, "mask": files.PACKED_MASK, "shapes": mask_files.SHAPES}
     where |= {"suffix": masks.SUFFIX.removeprefix(".")}
     return CARD.format(sparsity=origin.sparsity, table=table, name=name, model=model, **where)
 
@@ -117,7 +130,8 @@ def export(mask_file: Path, source: str, out: Path, cache_dir: str | None) -> No
         saving.save_pretrained(model.bert, tokenizer, folder)
         mask_files.pack_mask(mask, folder / files.PACKED_MASK)
         write_origin(folder / files.PACKED_MASK, origin)
-        files.write_text(folder / "README.md", card(origin, out.name, source, len(mask)))
+        scores = score_table(mask_file, digest)
+        files.write_text(folder / "README.md", card(origin, out.name, source, len(mask), scores))
 
 
 def main(argv: list[str] | None = None) -> None:

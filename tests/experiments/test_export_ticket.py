@@ -141,3 +141,19 @@ def test_a_failed_export_leaves_nothing(model, exported, tmp_path):
     assert [entry.name for entry in sorted(tmp_path.iterdir())] == ["mask.pt", "mask.pt.json"]
     with pytest.raises(UserError, match="exists already"):
         export_ticket.export(tmp_path / "mask.pt", str(model), exported, None)
+
+
+def test_the_card_shows_the_scores_of_the_run_that_found_the_mask(model, tmp_path):
+    mask = tmp_path / "run" / "checkpoint-4" / "mask.pt"
+    digest = mask_files.save(small_mask(0.7, 3), mask, Origin(**mask_info("sts-b", 0.7, 5)))
+    row = {"task": "sts-b", "method": "imp", "init": "pre", "seed": 5}
+    rows = [
+        {"sparsity": 0.0, "score": 88.5},
+        {"sparsity": 0.7, "score": 87.25, "mask_sha256": digest},
+        {"sparsity": 0.7, "score": 10.0, "mask_sha256": digest, "final": False},
+    ]
+    results = mask.parent.parent / "results.jsonl"
+    results.write_text("".join(json.dumps(row | each) + "\n" for each in rows))
+    export_ticket.main([str(mask), "--model", str(model), str(tmp_path / "ticket")])
+    text = (tmp_path / "ticket" / "README.md").read_text()
+    assert "| sparsity | score |\n|---|---|\n| 0% | 88.50 |\n| 70% | 87.25 |\n\nThe mask" in text

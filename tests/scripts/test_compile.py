@@ -72,7 +72,9 @@ def test_flags_that_this_machine_cannot_follow_are_refused_in_one_line(
 
 
 def test_the_collector_is_off_for_the_imports_only():
-    code = "import gc\nfrom utils import cli\nwith cli.imports_without_gc():\n    import transformers"
+    code = (
+        "import gc\nfrom utils import cli\nwith cli.imports_without_gc():\n    import transformers"
+    )
     code += "\n    off = gc.isenabled()\nprint(off, gc.isenabled(), gc.get_freeze_count() > 10_000)"
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=launch.ROOT, capture_output=True, text=True, check=True
