@@ -170,7 +170,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     text = "kinds of shuffled weights in table2 (the released code shuffles layers)"
     modes = ["layers", "elements", "noise"]
     add("--shuffles", nargs="*", choices=modes, default=modes[:2], help=text)
-    add("--flags", default="", help="words appended to every training command, such as '--bf16'")
+    add(
+        "--flags", default="", help="words appended to every training command, as in --flags=--bf16"
+    )
     return parser.parse_args(argv)
 
 

@@ -113,6 +113,14 @@ def test_classes_are_matched_by_name_in_every_layout(inputs, tmp_path, layout, c
     assert_same_glue(from_files, glue_task(inputs, tmp_path, "MNLI", dataset_name=str(folder)))
 
 
+@pytest.mark.parametrize("layout", ["parquet", "save_to_disk"])
+def test_each_split_may_have_its_own_order_of_classes(inputs, tmp_path, layout):
+    from_files = glue_task(inputs, tmp_path, "MNLI", data_dir=str(inputs / "MNLI"))
+    one, other = (hub_data.glue(inputs / "MNLI", "MNLI", classes) for classes in MNLI_ORDERS)
+    folder = LAYOUTS[layout](DatasetDict(other, train=one["train"]), tmp_path / "data")
+    assert_same_glue(from_files, glue_task(inputs, tmp_path, "MNLI", dataset_name=str(folder)))
+
+
 def without_names(dataset, kind):
     """Labels as plain integers of the hub's order, or as words."""
     found = {}
@@ -331,6 +339,18 @@ BAD_FOLDERS = {
     "text": (
         lambda folder: (folder.mkdir(), (folder / "dataset_dict.json").write_text("{")),
         ["--dataset_name"],
+    ),
+    "missing": (lambda folder: None, ["--dataset_name", "no such folder"]),
+    "one split": (
+        lambda folder: Dataset.from_dict({"text": ["a"]}).save_to_disk(folder),
+        ["--dataset_name", "save a DatasetDict"],
+    ),
+    "another column": (
+        lambda folder: (
+            hub_data.parquet(DatasetDict(train=Dataset.from_dict({"txt": ["a"]})), folder),
+            hub_data.parquet(DatasetDict(validation=Dataset.from_dict({"text": ["a"]})), folder),
+        ),
+        ["has no column 'text'", "train"],
     ),
 }
 

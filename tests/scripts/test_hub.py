@@ -107,7 +107,7 @@ REFUSED = {
     "no dataset": ({"dataset_name": "org/nothing"}, ["org/nothing", "doesn't exist", "name"]),
     "no configuration": ({"dataset_config_name": "sst"}, ["sst", "rte", "--dataset_config_name"]),
     "broken transfer": ({"dataset_name": "org/broken"}, ["org/broken", "peer", "rerun"]),
-    "no folder": ({"dataset_name": "/nowhere/data"}, ["/nowhere/data", "check the name"]),
+    "no folder": ({"dataset_name": "/nowhere/data"}, ["/nowhere/data", "no such folder"]),
     "no model": ({"model_name_or_path": "org/nothing"}, ["org/nothing", "--model_name_or_path"]),
 }
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import hashlib
 import io
 import json
@@ -123,6 +124,12 @@ def load(
     """
     name, config = data.dataset_name or default[0], data.dataset_config_name or default[1]
     is_folder = os.path.isdir(name)
+    if os.path.isabs(name) and not is_folder:
+        raise UserError(f"--dataset_name {name}: no such folder; give another")
+    if (Path(name) / "state.json").is_file():
+        raise UserError(
+            f"--dataset_name {name}: one split alone; save a DatasetDict with all splits"
+        )
     offline = "" if is_folder else hub.connect()
     try:
         try:
@@ -138,13 +145,14 @@ def load(
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         if is_folder or isinstance(error, ValueError):
             remedy = "see --dataset_config_name, or give another folder or dataset"
-        elif offline and not os.path.isabs(name):
+        elif offline:
             reason = f"no such folder, not in the cache, and {offline}"
             remedy = "connect, or give a local dataset folder or files"
         elif isinstance(error, FileNotFoundError):
             remedy = "check the name, or log in if it is private"
         raise UserError(f"--dataset_name {name}: {reason}; {remedy}") from error
-    return Dataset(f"{name} {config}" if config else name, dict(found))
+    shows_config = config and (data.dataset_config_name or not is_folder)
+    return Dataset(f"{name} {config}" if shows_config else name, dict(found))
 
 
 def _load(name: str, config: str | None, cache_dir: str | None, splits: tuple[str, ...]) -> Any:
@@ -157,11 +165,10 @@ def _load(name: str, config: str | None, cache_dir: str | None, splits: tuple[st
     folder = Path(name)
     if (folder / "dataset_dict.json").is_file():
         return datasets.load_from_disk(name)
-    parquet = {
-        split: sorted(str(path) for path in folder.glob(f"{split}[.-]*parquet")) for split in splits
-    }
-    if all(parquet.values()):
-        return datasets.load_dataset("parquet", data_files=parquet, cache_dir=cache_dir)
+    parquet = {each: sorted(map(str, folder.glob(f"{each}[.-]*parquet"))) for each in splits}
+    if all(parquet.values()):  # each alone: together, all would get the class names of the first
+        read = functools.partial(datasets.load_dataset, "parquet", cache_dir=cache_dir)
+        return {each: read(data_files={each: paths}, split=each) for each, paths in parquet.items()}
     return datasets.load_dataset(name, config, cache_dir=cache_dir)
 
 
