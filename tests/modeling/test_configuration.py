@@ -117,7 +117,7 @@ def test_a_head_may_name_its_classes_by_the_labels_in_the_data(task, numbers, ca
     assert ("task's order" in capsys.readouterr().err) is (rows == [1, 0])  # a swap is not silent
 
 
-@pytest.mark.parametrize("place", ["", "checkpoint-4"])
+@pytest.mark.parametrize("subfolder", ["", "checkpoint-4"])
 @pytest.mark.parametrize(
     ("owner", "reordered"),
     [
@@ -128,9 +128,9 @@ def test_a_head_may_name_its_classes_by_the_labels_in_the_data(task, numbers, ca
     ],
 )
 def test_models_of_an_earlier_version_have_the_order_of_their_task(
-    folder, tmp_path, monkeypatch, place, owner, reordered
+    folder, tmp_path, monkeypatch, subfolder, owner, reordered
 ):
-    source = save_head(folder, tmp_path / "out" / place, MNLI[::-1])
+    source = save_head(folder, tmp_path / "out" / subfolder, MNLI[::-1])
     if owner is not None:
         files.write_json(tmp_path / "out" / "run.json", owner)
     monkeypatch.chdir(source)

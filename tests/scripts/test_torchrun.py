@@ -41,67 +41,33 @@ def start():
 
 def command(data, name, processes, *more):
     """An IMP run of three rounds with eight rows in a batch, for any number of processes."""
-    flags = {
-        "glue": [
-            "LT_glue.py",
-            "--task_name",
-            "MRPC",
-            "--data_dir",
-            data / "MRPC",
-            "--do_lower_case",
-            "--max_seq_length",
-            32,
-        ],
-        "squad": [
-            "squad_trans.py",
-            "--train_file",
-            data / "squad" / "train-v1.1.json",
-            "--do_lower_case",
-            "--max_seq_length",
-            48,
-            "--predict_file",
-            data / "squad" / "dev-v1.1.json",
-            "--doc_stride",
-            16,
-            "--max_query_length",
-            12,
-        ],
-        "mlm": [
-            "LT_pretrain.py",
-            "--train_data_file",
-            data / "text" / "en.train",
-            "--mlm",
-            "--block_size",
-            24,
-            "--eval_data_file",
-            data / "text" / "en.valid",
-        ],
+    rows = {
+        "glue": ["LT_glue.py", "--task_name", "MRPC", "--data_dir", data / "MRPC"],
+        "squad": ["squad_trans.py", "--train_file", data / "squad" / "train-v1.1.json"],
+        "mlm": ["LT_pretrain.py", "--mlm", "--train_data_file", data / "text" / "en.train"],
     }[name]
-    return [
-        *flags,
-        "--model_name_or_path",
-        data / "bert",
-        "--do_train",
-        "--do_eval",
-        "--no_cuda",
-        "--output_dir",
-        "out",
-        "--per_gpu_train_batch_size",
-        8 // processes,
-        "--learning_rate",
-        1e-3,
-        "--max_steps",
-        12,
-        "--save_steps",
-        4,
-        "--sparsities",
-        0.3,
-        0.6,
-        "--logging_steps",
-        1,
-        "--overwrite_output_dir",
-        *more,
-    ]
+    rows += {
+        "glue": ["--do_lower_case", "--max_seq_length", "32"],
+        "squad": [
+            "--do_lower_case",
+            "--max_seq_length",
+            "48",
+            "--doc_stride",
+            "16",
+            "--max_query_length",
+            "12",
+        ],
+        "mlm": ["--block_size", "24"],
+    }[name]
+    rows += {
+        "glue": [],
+        "squad": ["--predict_file", data / "squad" / "dev-v1.1.json"],
+        "mlm": ["--eval_data_file", data / "text" / "en.valid"],
+    }[name]
+    run = "--do_train --do_eval --no_cuda --output_dir out --learning_rate 1e-3 --max_steps 12"
+    run += " --save_steps 4 --sparsities 0.3 0.6 --logging_steps 1 --overwrite_output_dir"
+    batch = ["--per_gpu_train_batch_size", 8 // processes]
+    return [*rows, "--model_name_or_path", data / "bert", *batch, *run.split(), *more]
 
 
 def folder(path):
