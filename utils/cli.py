@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar, get_args
 
 from utils.config import RunConfig, check_bounds
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.runs import ranks, signals
 
 Config = TypeVar("Config")
@@ -179,7 +179,7 @@ def _open_standard_streams() -> None:
 
 def _describe(error: BaseException) -> tuple[int, str]:  # noqa: C901, PLR0911 - one case each
     """Return exit code and message of what ends a program; code 0 for a bug."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = first_line(error)
     remedy = "what was saved before is intact: fix this, then rerun the command"
     match error:
         case signals.Preempted():

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.pt)(?<!\.bin)")  # no mask file
 
@@ -48,7 +48,7 @@ def local_folder(source: str, *names: str) -> Path:
     except Exception as error:  # the hub client has its own kinds
         raise UserError(
             f"{source}: no such file or folder, and not available from the hub "
-            f"({offline or _first_line(error)}); give a mask file or an exported ticket"
+            f"({offline or first_line(error)[:150]}); give a mask file or an exported ticket"
         ) from error
 
 
@@ -67,11 +67,7 @@ def upload(folder: Path, name: str) -> str:
         HfApi().upload_folder(repo_id=name, folder_path=folder)
     except Exception as error:  # the hub client has its own kinds
         raise UserError(
-            f"{name}: not uploaded ({_first_line(error)}); {folder} is complete: log in "
+            f"{name}: not uploaded ({first_line(error)[:150]}); {folder} is complete: log in "
             f"(hf auth login), then run: hf upload {name} {folder}"
         ) from error
     return str(address)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]

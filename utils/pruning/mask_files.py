@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from utils import files, schema
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.pruning import masks
 from utils.pruning.masks import SUFFIX, Mask
 from utils.pruning.origin import Origin, write_origin
@@ -101,8 +101,8 @@ def load_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
             f"{path}: not a {what} file of tensors only; refused, none of its code was run"
         ) from error
     except Exception as error:  # torch raises many types for a corrupt file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise UserError(f"{path}: the {what} file is truncated or corrupt ({reason})") from error
+        reason = f"truncated or corrupt ({first_line(error)[:120]})"
+        raise UserError(f"{path}: the {what} file is {reason}") from error
     if not isinstance(content, dict) or not content:
         kind = type(content).__name__
         raise UserError(f"{path}: a {what} file holds a dict of tensors, this one holds {kind}")
