@@ -23,6 +23,7 @@ import baseline  # noqa: E402
 from utils.config import SquadConfig, TrainingConfig  # noqa: E402
 from utils.data import glue, squad_windows  # noqa: E402
 from utils.data.rows import LabelledRows, Rows  # noqa: E402
+from utils.data.squad import read_questions  # noqa: E402
 from utils.data.text import Text, load_blocks  # noqa: E402
 from utils.modeling import bert, saving  # noqa: E402
 from utils.modeling.runtime import Runtime  # noqa: E402
@@ -93,7 +94,8 @@ def load_task(args: argparse.Namespace) -> tuple[Any, int, int]:
     if args.task == "SQuAD":
         squad = SquadConfig(do_lower_case=True, threads=args.threads)
         file = args.data / "SQuAD" / "train-v1.1.json"
-        windows = squad_windows.load(file, tokenizer, squad, True, str(args.cache))[1]
+        questions = read_questions(file, v2=False)
+        windows = squad_windows.load(questions, tokenizer, squad, True, str(args.cache))
         train = LabelledRows(windows.rows, np.stack([windows.start, windows.end]))
         return SquadTask(squad, tokenizer, config(args), train, None), 16, 384
     spec, folder = glue.find_spec(args.task), args.data / "glue_data" / args.task

@@ -23,6 +23,7 @@ from results_tree import mask_info, row, small_mask, write_rows
 from experiments import results
 from utils.config import SquadConfig
 from utils.data import glue, squad_windows, text
+from utils.data.squad import read_questions
 from utils.errors import UserError
 from utils.modeling.bert import load_tokenizer
 from utils.pruning import mask_files, masks
@@ -138,7 +139,7 @@ def test_squad(tmp_path, tokenizer, cache, training, v2, monkeypatch):
     )
 
     def read(file):
-        squad_windows.load(file, tokenizer, config, training, str(cache))
+        squad_windows.load(read_questions(file, v2), tokenizer, config, training, str(cache))
 
     fuzz(read, good, path, cache)
 

@@ -17,7 +17,7 @@ from transformers import BertTokenizer
 
 from utils.config import SquadConfig
 from utils.data import squad_windows
-from utils.data.squad import SquadExample, read_squad
+from utils.data.squad import SquadExample, read_questions, read_squad
 from utils.data.squad_windows import WORD, load, make_windows
 from utils.errors import UserError
 from utils.released import squad_config
@@ -437,7 +437,9 @@ def test_the_memory_of_a_long_context_grows_with_its_tokens_only(tokenizer):
 
 def loaded(path, tokenizer, training=True, cache_dir=None, overwrite_cache=False, **changes):
     config = replace(sizes(32, 8, 8), **changes)
-    return load(path, tokenizer, config, training, cache_dir, overwrite_cache)
+    questions = read_questions(path, config.version_2_with_negative)
+    windows = load(questions, tokenizer, config, training, cache_dir, overwrite_cache)
+    return questions.examples, windows
 
 
 @pytest.fixture

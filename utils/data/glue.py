@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from transformers import BertTokenizer
@@ -98,6 +99,13 @@ class GlueExamples:
     text_b: list[str] | None
     labels: np.ndarray
 
+    @classmethod
+    def of(cls, spec: GlueSpec, texts: list[list[str]], labels: list[float]) -> Self:
+        """Return the examples of a task from the texts of each row, one or two, and its label."""
+        text_a, *text_b = (list(column) for column in zip(*texts, strict=True))
+        values = np.array(labels, dtype=np.float32 if spec.labels is None else np.int64)
+        return cls(text_a, text_b[0] if text_b else None, values)
+
     def first(self, count: int | None) -> "GlueExamples":
         """Return the first `count` rows, None for all."""
         text_b = self.text_b and self.text_b[:count]
@@ -131,7 +139,11 @@ def load(
     if not path.is_file():
         expected = f"--data_dir must hold {' and '.join(spec.files.values())} of {spec.name}"
         raise UserError(f"{path}: no such file; {expected}")
-    examples = read_examples(spec, path).first(count)
+    return tokenize(read_examples(spec, path).first(count), tokenizer, max_length)
+
+
+def tokenize(examples: GlueExamples, tokenizer: BertTokenizer, max_length: int) -> LabelledRows:
+    """Return the rows of examples, cut to `max_length` tokens, with their labels."""
     return LabelledRows(features(examples, tokenizer, max_length), examples.labels)
 
 
@@ -174,9 +186,7 @@ def read_examples(spec: GlueSpec, path: Path) -> GlueExamples:
     if torn:
         what = "rows with too few columns are left out, as the released code does"
         files.warn(f"{path}: {what}: {', '.join(map(str, torn))}")
-    text_a, *text_b = (list(texts) for texts in zip(*rows, strict=True))
-    values = np.array(labels, dtype=np.float32 if spec.labels is None else np.int64)
-    return GlueExamples(text_a, text_b[0] if text_b else None, values)
+    return GlueExamples.of(spec, rows, labels)
 
 
 def _read_lines(path: Path) -> list[str]:

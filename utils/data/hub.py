@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import BertTokenizer
 
 from utils import files, hub
@@ -22,7 +21,7 @@ from utils.config import DataConfig, SquadConfig, TextConfig
 from utils.data.glue import GlueExamples, GlueSpec, parse_label, task_key
 from utils.data.squad import Questions, check_questions
 from utils.data.text import Text
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 GLUE, SQUAD, SQUAD_V2 = "nyu-mll/glue", "rajpurkar/squad", "rajpurkar/squad_v2"
 WIKITEXT = ("Salesforce/wikitext", "wikitext-103-raw-v1")
@@ -30,20 +29,8 @@ VALIDATION_PERCENT = 5.0  # of the training rows, if a text has no validation sp
 
 _ROWS = 1000  # read at a time
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-# Class names in the order of nyu-mll/glue. Files name the classes of a pair by these words or, in
-# the same order, "0" and "1".
-_CLASSES = {
-    "cola": ("unacceptable", "acceptable"),
-    "mnli": ("entailment", "neutral", "contradiction"),
-    "mnli-mm": ("entailment", "neutral", "contradiction"),
-    "mrpc": ("not_equivalent", "equivalent"),
-    "qnli": ("entailment", "not_entailment"),
-    "qqp": ("not_duplicate", "duplicate"),
-    "rte": ("entailment", "not_entailment"),
-    "sst-2": ("negative", "positive"),
-    "sts-b": (),
-    "wnli": ("not_entailment", "entailment"),
-}
+_MNLI = ("entailment", "neutral", "contradiction")
+_CLASSES = {"mnli": _MNLI, "mnli-mm": _MNLI}  # in the order of nyu-mll/glue, if not in the task's
 _TEXTS = {
     "mnli": ("premise", "hypothesis"),
     "mnli-mm": ("premise", "hypothesis"),
@@ -142,7 +129,7 @@ def load(
     except Exception as error:  # datasets, pyarrow and the hub client have their own kinds
         _raise_disk_error(error)
         remedy = "rerun the command, or give a local dataset folder or files"
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        reason = first_line(error)[:300]
         if is_folder or isinstance(error, ValueError):
             remedy = "see --dataset_config_name, or give another folder or dataset"
         elif offline:
@@ -220,9 +207,7 @@ def read_glue(spec: GlueSpec, dataset: Dataset, split: str) -> GlueExamples:
     if torn:
         what = "rows without a text are left out"
         files.warn(f"{found.name}: {what}: {', '.join(map(str, torn))}")
-    first, *second = (list(column) for column in zip(*texts, strict=True))
-    values = np.array(labels, dtype=np.float32 if spec.labels is None else np.int64)
-    return GlueExamples(first, second[0] if second else None, values)
+    return GlueExamples.of(spec, texts, labels)
 
 
 def _label_text(spec: GlueSpec, names: tuple[str, ...], label: Any) -> str:
@@ -230,7 +215,7 @@ def _label_text(spec: GlueSpec, names: tuple[str, ...], label: Any) -> str:
     text = str(label)
     if spec.labels is None:
         return text
-    ours = _CLASSES.get(spec.name, spec.labels)
+    ours = _CLASSES.get(spec.name, spec.classes)
     names = names or ours
     if isinstance(label, int) and 0 <= label < len(names):
         text = names[label]

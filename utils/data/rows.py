@@ -75,9 +75,9 @@ def batches_by_length(rows: Rows, width: int | None = None) -> list[np.ndarray]:
 def warn_of_unknown(name: str, tokenizer: BertTokenizer, ids: np.ndarray) -> None:
     """Warn if more than UNKNOWN_SHARE of the tokens `ids`, [tokens], of `name` are [UNK]."""
     parts = np.array_split(ids, len(ids) // (1 << 24) + 1)  # bounds the memory
-    special = [tokenizer.cls_token_id, tokenizer.sep_token_id]
-    unknown = sum(np.count_nonzero(part == tokenizer.unk_token_id) for part in parts)
-    tokens = len(ids) - sum(np.count_nonzero(np.isin(part, special)) for part in parts)
+    counted = (tokenizer.unk_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id)
+    unknown, *special = (sum(np.count_nonzero(part == id_) for part in parts) for id_ in counted)
+    tokens = len(ids) - sum(special)
     if unknown > UNKNOWN_SHARE * tokens:
         case = "lower-cased" if tokenizer.do_lower_case else "not lower-cased"
         remedy = "check --do_lower_case (MLM: do_lower_case in tokenizer_config.json) and vocab.txt"

@@ -18,7 +18,7 @@ from utils import files
 from utils.config import SquadConfig
 from utils.data.cache import Arrays, cached_arrays
 from utils.data.rows import Rows
-from utils.data.squad import Questions, SquadExample, read_questions
+from utils.data.squad import Questions, SquadExample
 from utils.errors import UserError
 
 WORD = re.compile("[^ \t\r\n\u202f]+")  # a word of a context in the released code
@@ -59,21 +59,6 @@ class SquadWindows:
 
 
 def load(
-    path: Path,
-    tokenizer: BertTokenizer,
-    config: SquadConfig,
-    training: bool,
-    cache_dir: str | None = None,
-    overwrite_cache: bool = False,
-) -> tuple[list[SquadExample], SquadWindows]:
-    """Read a SQuAD file and its windows. Raises UserError as `read_squad` and `load_windows` do."""
-    count = config.max_train_samples if training else config.max_eval_samples
-    questions = read_questions(path, config.version_2_with_negative).first(count)
-    made = load_windows(questions, tokenizer, config, training, cache_dir, overwrite_cache)
-    return questions.examples, made
-
-
-def load_windows(
     questions: Questions,
     tokenizer: BertTokenizer,
     config: SquadConfig,

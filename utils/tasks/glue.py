@@ -64,8 +64,7 @@ class GlueTask(LabelledTask):
                     rows = glue.load(spec, folder, split, tokenizer, length, count)
                 else:
                     name, examples = f"{dataset.name} {split}", hub.read_glue(spec, dataset, split)
-                    examples = examples.first(count)
-                    rows = LabelledRows(glue.features(examples, tokenizer, length), examples.labels)
+                    rows = glue.tokenize(examples.first(count), tokenizer, length)
                 warn_of_unknown(name, tokenizer, rows.rows.ids)
                 found[split] = rows
             return found

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertTokenizer
 from utils.config import ModelConfig, OutputConfig, SquadConfig, TrainingConfig
 from utils.data import hub, squad_windows
 from utils.data.rows import LabelledRows, content_digest, warn_of_unknown
-from utils.data.squad import SquadExample
+from utils.data.squad import SquadExample, read_questions
 from utils.data.squad_windows import SquadWindows
 from utils.modeling import bert
 from utils.modeling.attention import encode
@@ -56,19 +56,18 @@ class SquadTask(LabelledTask):
         dataset = None if data.from_files else hub.load_squad(data, v2, cache_dir)
 
         def read(file: Path | None, is_train: bool) -> Dev:
-            options = (tokenizer, data, is_train, cache_dir, output.overwrite_cache)
             if dataset is None:
                 assert file is not None, "input_file refuses a missing file"
-                examples, windows = squad_windows.load(file, *options)
-                name = str(file)
+                questions = read_questions(file, v2)
             else:
                 questions = hub.read_squad(dataset, "train" if is_train else "validation", v2)
-                count = data.max_train_samples if is_train else data.max_eval_samples
-                questions = questions.first(count)
-                examples, name = questions.examples, questions.name
-                windows = squad_windows.load_windows(questions, *options)
-            warn_of_unknown(name, tokenizer, windows.ids)
-            return examples, windows
+            questions = questions.first(
+                data.max_train_samples if is_train else data.max_eval_samples
+            )
+            overwrite = output.overwrite_cache
+            found = squad_windows.load(questions, tokenizer, data, is_train, cache_dir, overwrite)
+            warn_of_unknown(questions.name, tokenizer, found.ids)
+            return questions.examples, found
 
         train = None
         if training.do_train:
