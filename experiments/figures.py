@@ -146,7 +146,7 @@ def _curves(axes: Axes, lines: Lines, unit: float = 1.0) -> None:
             spread = [(cell.std or 0.0) / unit for cell in cells.values()]
             look: dict[str, Any] = dict(zip(("color", "marker", "linestyle"), style, strict=True))
             look |= {"linewidth": 1.1, "elinewidth": 0.7, "capsize": 1.5}
-            # open, and smaller from line to line: points at one place stay visible
+            # open, and smaller from line to line: equal points stay visible
             look |= {"markerfacecolor": "none", "markersize": 1 + 8 * 0.8 ** STYLES.index(style)}
             axes.errorbar(list(cells), means, yerr=spread, label=label, **look)
 

@@ -1,7 +1,6 @@
 """BERT task models: loading from a hub name or a folder, seeded heads, compilation."""
 
 import functools
-import logging
 import os
 import pickle
 import shutil
@@ -69,7 +68,6 @@ def set_library_defaults() -> None:
     AttentionInterface.register(PACKED_ROWS, packed_attention)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry
     torch.backends.cuda.enable_cudnn_sdp(False)  # it plans for every new shape of a batch
 
 

@@ -141,8 +141,8 @@ def print_scores(task: Task, records: list[EvaluationRecord]) -> None:
         return
     rows = []
     for record in records:
-        place = {"step": str(record.step), "sparsity": f"{record.sparsity:.1%}"}
+        position = {"step": str(record.step), "sparsity": f"{record.sparsity:.1%}"}
         number = {"round": str(record.round)} if record.round else {}
-        rows.append({**number, **place, **shown_scores(task, record)})
+        rows.append({**number, **position, **shown_scores(task, record)})
     header = list(rows[0])
     say(format_table(header, [[row.get(name, "-") for name in header] for row in rows]))

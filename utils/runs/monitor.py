@@ -103,11 +103,10 @@ class Monitor(contextlib.ExitStack[bool | None]):
             self.trainer.model.train()
         if save or stop:
             self.save_checkpoint(self._round, step)
-        if stop and self._signal is None:
-            raise Preempted("")  # a signal to another rank, which says so
-        if stop and self._signal:
+        if stop:
+            name = signal.Signals(self._signal).name if self._signal else None
             saved = f"checkpoint saved in {self.run.path}; the same command resumes from here"
-            raise Preempted(f"{signal.Signals(self._signal).name}: {saved}")
+            raise Preempted(f"{name}: {saved}" if name else "")  # else another rank says it
 
     def read_losses(self) -> None:
         """Read the losses since the last read. Raises UserError if one is not finite."""
