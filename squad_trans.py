@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from utils import cli
+from utils import cli, files
 from utils.config import (
     ImpConfig,
     RunConfig,
@@ -49,7 +49,6 @@ def main() -> None:
     config = cli.parse(Config, __doc__)
     with cli.imports_without_gc():
         from utils import finetune, imp, released
-        from utils.runs.console import say
         from utils.runs.run import Experiment, start_runtime
         from utils.tasks.squad import SquadTask
 
@@ -59,7 +58,7 @@ def main() -> None:
     task = SquadTask.load(data, config.model, config.training, config.output)
     if config.training.do_train:
         job = "finds tickets (IMP): no" if config.finds_tickets else "trains one network:"
-        say(f"squad_trans.py {job} --dir is given")
+        files.log.info(f"squad_trans.py {job} --dir is given")
 
     # model (pre-trained, random or perturbed weights)
     experiment = Experiment.prepare(task, config, runtime, config.subnetwork)

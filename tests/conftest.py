@@ -1,12 +1,15 @@
 """Fixtures of all tests: one thread, a script's steps, reference outputs, real data."""
 
+import logging
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from reference_runs import OWN
 
+from utils import files
 from utils.pruning import masks
 from utils.training.trainer import Trainer
 
@@ -35,6 +38,21 @@ def real_data() -> Path:
     path = SHARED / "data"
     need(path.is_dir(), f"{path} (real data, not in the repository) is not on this machine")
     return path
+
+
+class PlainHandler(logging.Handler):
+    """Prints "warning: TEXT" on stderr."""
+
+    def emit(self, record):
+        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+
+
+@pytest.fixture(autouse=True)
+def plain_warnings(monkeypatch):
+    """Print warnings without time stamps, until a script runs in this process."""
+    monkeypatch.setattr(files.log, "handlers", [PlainHandler()])
+    monkeypatch.setattr(files.log, "propagate", False)
+    files.log.setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="module", autouse=True)

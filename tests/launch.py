@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -21,6 +22,8 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parent.parent
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
+TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -31,6 +34,16 @@ class Ended:
     err: str
 
     def errors(self) -> list[str]:
+        """The lines on stderr but notes; warnings as "warning: TEXT"."""
+        lines = [re.sub(f"^{TIME} WARNING ", "warning: ", line) for line in self._lines()]
+        return [line for line in lines if not re.match(f"{TIME} INFO ", line)]
+
+    def notes(self) -> list[str]:
+        """The notes on stderr, without their time stamps."""
+        found = (re.match(f"{TIME} INFO (.*)", line) for line in self._lines())
+        return [note[1] for note in found if note]
+
+    def _lines(self) -> list[str]:
         """The lines on stderr without the progress bar, which overwrites itself with \\r."""
         lines = [line.rsplit("\r", 1)[-1] for line in self.err.split("\n")]
         return [line for line in lines if line.strip()]

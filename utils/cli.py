@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import errno
 import gc
+import logging
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar, get_args
 
+from utils import files
 from utils.config import RunConfig, check_bounds
 from utils.errors import UserError, first_line
 from utils.runs import ranks, signals
@@ -25,6 +27,7 @@ _ALIASES = {  # of flags, as Hugging Face's scripts and torchrun name them
     "compile": "--torch_compile",
     "local_rank": "--local-rank",
 }
+_LOG_LEVELS = ("debug", "info", "warning", "error")
 _WRONG_PATH = {
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
     *(errno.EBUSY, errno.EINVAL, errno.ELOOP),
@@ -84,7 +87,20 @@ def parse(
         if any(0xD800 <= ord(character) < 0xE000 for character in word):
             parser.error(f"{word!a} is not UTF-8; give names in UTF-8")
     _add_flags(parser, config_class, {})
-    return _build(config_class, vars(parser.parse_args(words)))
+    parser.add_argument(
+        "--log_level",
+        choices=_LOG_LEVELS,
+        default="info",
+        help="lowest level of the messages on stderr; debug shows those of the libraries too",
+    )
+    values = vars(parser.parse_args(words))
+    for name, alias in _ALIASES.items():
+        given = {word.partition("=")[0] for word in words} & {f"--{name}", alias}
+        if len(given) == 2:
+            parser.error(f"--{name} and {alias} are the same flag; give one")
+    if argv is None:
+        files.log.setLevel(values["log_level"].upper())
+    return _build(config_class, values)
 
 
 def _add_flags(parser: Any, config_class: Any, changed: dict[str, Any]) -> None:
@@ -145,6 +161,7 @@ def run(main: Callable[[], int | None]) -> None:
     75 after a signal, 141 in silence if the reader of stdout has ended (`| head`).
     """
     _open_standard_streams()
+    _log_to_stderr()
     try:
         with signals.handled_by(signals.stop_at_once):
             code, message = main() or 0, ""
@@ -165,6 +182,24 @@ def run(main: Callable[[], int | None]) -> None:
             error.filename = stream.name
             code, message = (code, message) if code else _describe(error)
     sys.exit(ranks.end(code, message) if code else 0)
+
+
+class _StderrHandler(logging.Handler):
+    """Prints on stderr without tearing the progress bar; only rank 0 prints."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if files.is_printing_process():
+            from tqdm import tqdm
+
+            tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _log_to_stderr() -> None:
+    handler, log = _StderrHandler(), files.log
+    line, time = "%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"
+    handler.setFormatter(logging.Formatter(line, time))
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
 
 
 def _open_standard_streams() -> None:

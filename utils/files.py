@@ -3,14 +3,17 @@
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+log = logging.getLogger("lottery")  # what is no result; utils/cli.py prints it on stderr
+warn = log.warning
 
 RESULTS = "results.jsonl"  # one row per evaluation
 EVAL_RESULTS = "eval_results.txt"  # the last evaluation, as the released code writes it
@@ -107,12 +110,9 @@ def is_printing_process() -> bool:
     return os.environ.get("WORLD_SIZE", "1") == "1" or not os.environ.get("RANK", "0").strip("0")
 
 
-def warn(message: str) -> None:
-    """Print one warning on stderr without tearing the progress bar; only rank 0 prints."""
-    if is_printing_process():
-        from tqdm import tqdm
-
-        tqdm.write(f"warning: {message}", file=sys.stderr)
+def library_level() -> int:
+    """Return the level for the loggers of libraries: errors, or with --log_level debug all."""
+    return logging.DEBUG if log.isEnabledFor(logging.DEBUG) else logging.ERROR
 
 
 @contextlib.contextmanager

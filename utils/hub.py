@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from utils import files
 from utils.errors import UserError, first_line
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.pt)(?<!\.bin)")  # no mask file
@@ -21,7 +22,8 @@ def connect() -> str:
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every retry
+    # it logs every retry
+    logging.getLogger("huggingface_hub").setLevel(files.library_level())
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     try:

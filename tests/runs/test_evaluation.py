@@ -1,7 +1,6 @@
 """What a run shows: the point from which it resumes, scores in percent points, TensorBoard."""
 
 import os
-import re
 import signal
 from collections import Counter
 
@@ -60,8 +59,8 @@ def test_a_run_killed_after_its_checkpoint_leaves_no_step_twice(data, tmp_path, 
         patch.setattr(Trainer, "step", stop)
         patch.setattr(Monitor, "save_checkpoint", lambda *given: len(taken) < 6 and save(*given))
         launch.run("LT_glue.py", *command(data, out, *flags))
-    printed = launch.done("LT_glue.py", *command(data, out, *flags))
-    assert re.search(r"^resuming from step 3 of 9 \(round 2\)$", printed, re.M)
+    ended = launch.run("LT_glue.py", *command(data, out, *flags))
+    assert ended.notes() == ["resuming from step 3 of 9 (round 2)"] and ended.errors() == []
     twice = {point: count for point, count in Counter(points(out)).items() if count > 1}
     assert twice == {}
     assert {step for tag, step in points(out) if tag == "loss"} == set(range(1, 10))
@@ -86,8 +85,8 @@ def test_a_fine_tuning_has_no_rounds_and_prints_each_evaluation(data, tmp_path, 
     assert ended.code == 0 and "round" not in ended.out + ended.err and "training:" in ended.err
     rows = launch.results(tmp_path / "out")
     lines = ended.out.splitlines()
-    assert lines[0] == "resuming from step 3 of 6"
-    assert lines[1].startswith(f"step 4  sparsity 0.0%  pearson {rows[1]['score']:.2f}  spearmanr ")
+    assert ended.notes() == ["resuming from step 3 of 6"]
+    assert lines[0].startswith(f"step 4  sparsity 0.0%  pearson {rows[1]['score']:.2f}  spearmanr ")
     assert [line.split()[:3] for line in lines[-3:]] == [
         [str(row["step"]), "0.0%", f"{row['score']:.2f}"] for row in rows
     ]

@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from glue_runs import MODEL_FILES, PEAK, ROW, command, dropped, evaluation, same, zeros
-from launch import done, results
+from launch import done, results, run
 from safetensors.torch import load_file
 from transformers import BertForSequenceClassification
 
@@ -83,8 +83,8 @@ def test_names_of_hugging_face_mean_the_same_run(data, tmp_path):
     words = command(data, tmp_path / "out", *flags)
     done("glue_trans.py", *words)
     theirs = {ours: name for name, ours in HUGGING_FACE.items()} | {"STS-B": "stsb"}
-    printed = done("glue_trans.py", *(theirs.get(word, word) for word in words))
-    assert "this run is finished" in printed and len(results(tmp_path / "out")) == 1
+    (note,) = run("glue_trans.py", *(theirs.get(word, word) for word in words)).notes()
+    assert "this run is finished" in note and len(results(tmp_path / "out")) == 1
     (row,) = results(tmp_path / "out")
     assert row["args"]["per_gpu_train_batch_size"] == 8 and row["args"]["no_cuda"] is True
 

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from glue_runs import command, digests, outcome
-from launch import done, results
+from launch import done, results, run
 
 from utils.modeling import bert
 from utils.runs.signals import RESUME_EXIT_CODE
@@ -42,9 +42,9 @@ def test_a_finished_run_is_reported_and_not_changed(data, finished, more):
         return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in files}
 
     before = states()
-    out = done("LT_glue.py", *command(data, finished, "--max_steps", 40, *more))
+    ended = run("LT_glue.py", *command(data, finished, "--max_steps", 40, *more))
     remedy = "give --overwrite_output_dir to repeat it"
-    assert out == f"{finished}: this run is finished; {remedy}\n"
+    assert ended.notes() == [f"{finished}: this run is finished; {remedy}"] and ended.out == ""
     assert states() == before
 
 

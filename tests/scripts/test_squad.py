@@ -6,7 +6,7 @@ import launch
 import pytest
 import tiny
 import torch
-from launch import done, results
+from launch import done, results, run
 from safetensors.torch import load_file
 
 from utils.config import SquadConfig
@@ -69,13 +69,13 @@ def read(path):
 
 
 def test_without_dir_it_finds_tickets(data, tmp_path, steps):
-    out = done(
+    ended = run(
         "squad_trans.py",
         *command(
             data, tmp_path / "out", "--max_steps", 12, "--save_steps", 4, "--sparsities", 0.3, 0.6
         ),
     )
-    assert out.startswith("squad_trans.py finds tickets (IMP)")
+    assert ended.notes()[0].startswith("squad_trans.py finds tickets (IMP)")
     assert len(steps) == 12
     for later in (steps[4], steps[8]):  # theta_0 and the first QA head
         assert all(
@@ -192,7 +192,7 @@ def test_a_ticket_trains_and_writes_its_answers_under_the_released_names(data, t
         tmp_path / "omp",
     )
     mask = torch.load(tmp_path / "omp" / "mask.pt", weights_only=True)
-    out = done(
+    ended = run(
         "squad_trans.py",
         *command(
             data,
@@ -205,7 +205,7 @@ def test_a_ticket_trains_and_writes_its_answers_under_the_released_names(data, t
             4,
         ),
     )
-    assert out.startswith("squad_trans.py trains one network")
+    assert ended.notes()[0].startswith("squad_trans.py trains one network")
     assert (
         all(torch.equal(step["mask"][key], kept) for key, kept in mask.items() for step in steps)
         and len(steps) == 4

@@ -146,7 +146,7 @@ def _load(name: str, config: str | None, cache_dir: str | None, splits: tuple[st
     import datasets
 
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # statistics of the hub
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(files.library_level())
     if not (sys.stderr.isatty() and files.is_printing_process()):
         datasets.disable_progress_bars()
     folder = Path(name)

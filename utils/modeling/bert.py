@@ -66,7 +66,7 @@ class MaskedLanguageModel(BertTaskModel, modeling_bert.BertForMaskedLM):
 def set_library_defaults() -> None:
     """Register the packed attention and silence the Hugging Face libraries; the loaders call it."""
     AttentionInterface.register(PACKED_ROWS, packed_attention)
-    hf_logging.set_verbosity_error()
+    hf_logging.set_verbosity(files.library_level())
     hf_logging.disable_progress_bar()
     torch.backends.cuda.enable_cudnn_sdp(False)  # it plans for every new shape of a batch
 

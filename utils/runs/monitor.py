@@ -10,9 +10,10 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from utils import files
 from utils.errors import UserError
 from utils.pruning import masks
-from utils.runs.console import progress_bar, say
+from utils.runs.console import progress_bar
 from utils.runs.evaluation import Evaluator
 from utils.runs.losses import LossReader
 from utils.runs.run import INPUTS, Run, input_digests
@@ -74,7 +75,7 @@ class Monitor(contextlib.ExitStack[bool | None]):
             self.events.start(next_step + 1)
             if next_step:
                 of_round = f" ({self._name})" if self._name else ""
-                say(f"resuming from step {next_step} of {self._total}{of_round}")
+                files.log.info(f"resuming from step {next_step} of {self._total}{of_round}")
         sparsity = masks.sparsity(masks.current(self.trainer.model))
         self.events.scalar("sparsity", sparsity, next_step + 1)
 

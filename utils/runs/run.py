@@ -21,7 +21,6 @@ from utils.modeling.runtime import Runtime
 from utils.pruning import masks
 from utils.pruning.origin import Origin
 from utils.runs import checkpoint, ranks
-from utils.runs.console import say
 from utils.runs.folder import NEUTRAL_FLAGS, Flags, HeldFolder, OutputFolder
 from utils.runs.records import EvaluationRecord, append_record, read_records, remove_later_rows
 from utils.tasks.base import Task
@@ -166,7 +165,9 @@ class Run:
         run = cls(experiment, folder)
         run.finished = distributed.broadcast(folder is not None and folder.finished)
         if run.finished:
-            say(f"{run.path}: this run is finished; give --overwrite_output_dir to repeat it")
+            files.log.info(
+                f"{run.path}: this run is finished; give --overwrite_output_dir to repeat it"
+            )
         try:
             yield run
         finally:
