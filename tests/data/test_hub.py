@@ -352,6 +352,13 @@ BAD_FOLDERS = {
         ),
         ["has no column 'text'", "train"],
     ),
+    "blank": (
+        lambda folder: hub_data.parquet(
+            DatasetDict(dict.fromkeys(("train", "validation"), Dataset.from_dict({"text": [" "]}))),
+            folder,
+        ),
+        ["train: has 0 WordPieces"],
+    ),
 }
 
 
@@ -362,6 +369,15 @@ def test_a_folder_that_is_no_dataset_is_refused_in_one_line(inputs, tmp_path, ca
     flags = ["--dataset_name", tmp_path / "data", "--mlm", "--do_train", "--dir", "pre"]
     flags += ["--model_name_or_path", inputs / "bert", "--output_dir", tmp_path / "out"]
     assert_refused(run("pretrain_trans.py", *flags), "pretrain_trans.py", *parts, tmp_path / "data")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_folder_has_no_configurations(inputs, tmp_path, layout):
+    folder = LAYOUTS[layout](hub_data.glue(inputs / "RTE", "RTE"), tmp_path / "data")
+    flags = ["--dataset_name", folder, "--dataset_config_name", "nonsense", "--task_name", "RTE"]
+    flags += ["--do_train", "--model_name_or_path", inputs / "bert", "--output_dir", tmp_path / "o"]
+    flags += ["--max_seq_length", 32]
+    assert_refused(run("LT_glue.py", *flags), "LT_glue.py", folder, "'nonsense'", "dataset_config")
 
 
 @pytest.mark.parametrize(
@@ -387,6 +403,10 @@ SQUAD_REFUSED = {
     "an answer elsewhere": (
         change("answers", 1, {"text": ["x"], "answer_start": [9999]}),
         ["train row 1", "answer_start 9999"],
+    ),
+    "one text, two starts": (
+        change("answers", 1, {"text": ["x"], "answer_start": [0, 4]}),
+        ["train row 1", "1 text and 2 answer_start"],
     ),
     "one id twice": (change("id", 1, "train-0-0"), ["two questions", "train-0-0"]),
 }

@@ -150,9 +150,12 @@ def _load(name: str, config: str | None, cache_dir: str | None, splits: tuple[st
     if not (sys.stderr.isatty() and files.is_printing_process()):
         datasets.disable_progress_bars()
     folder = Path(name)
-    if (folder / "dataset_dict.json").is_file():
-        return datasets.load_from_disk(name)
+    is_saved = (folder / "dataset_dict.json").is_file()
     parquet = {each: sorted(map(str, folder.glob(f"{each}[.-]*parquet"))) for each in splits}
+    if config and (is_saved or all(parquet.values())):
+        raise ValueError(f"has no configuration {config!r}, nor any other; leave it out")
+    if is_saved:
+        return datasets.load_from_disk(name)
     if all(parquet.values()):  # each alone: together, all would get the class names of the first
         read = functools.partial(datasets.load_dataset, "parquet", cache_dir=cache_dir)
         return {each: read(data_files={each: paths}, split=each) for each, paths in parquet.items()}
@@ -238,8 +241,9 @@ def read_squad(dataset: Dataset, split: str, v2: bool) -> Questions:
     def questions() -> Iterator[tuple[str, str, Any]]:
         rows = (row for batch in found.batches(*columns) for row in zip(*batch, strict=True))
         for number, (name, question, context, answers) in enumerate(rows):
-            entry = {"id": name, "question": question, "answers": _answers(answers)}
-            entry["is_impossible"] = entry["answers"] == []
+            listed = _answers(found.row(number), answers)
+            entry = {"id": name, "question": question, "answers": listed}
+            entry["is_impossible"] = listed == []
             if not isinstance(context, str):
                 raise UserError(f"{found.row(number)}: 'context' is no text; delete the row")
             yield found.row(number), context, entry
@@ -249,13 +253,19 @@ def read_squad(dataset: Dataset, split: str, v2: bool) -> Questions:
     return Questions(found.name, found.folder, digest.hexdigest(), examples)
 
 
-def _answers(value: Any) -> Any:
-    """Return {"text": [...], "answer_start": [...]} as a list of answers; others as they are."""
+def _answers(where: str, value: Any) -> Any:
+    """Return {"text": [...], "answer_start": [...]} as a list of answers; others as they are.
+
+    Raises UserError if the lists differ in length.
+    """
     if not isinstance(value, dict):
         return value
     texts, starts = value.get("text"), value.get("answer_start")
-    if not (isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts)):
+    if not (isinstance(texts, list) and isinstance(starts, list)):
         return value
+    if len(texts) != len(starts):
+        counts = f"{len(texts)} text and {len(starts)} answer_start"
+        raise UserError(f"{where}: 'answers' has {counts}; give one of each per answer")
     return [{"text": text, "answer_start": at} for text, at in zip(texts, starts, strict=True)]
 
 
@@ -270,6 +280,12 @@ class HubText(Text):
         """Return the text of a split; its cache lies beside the Arrow files."""
         name = re.sub(r"\W+", "-", f"{split.name} {split.first} {len(split.rows)}").strip("-")
         return cls(split.folder / name, tokenizer, by_lines, threads, split)
+
+    @property
+    def name(self) -> str:
+        """Name of the split in messages."""
+        assert self.split is not None
+        return self.split.name
 
     def open(self) -> Any:
         """Return the text as a binary stream."""

@@ -111,6 +111,11 @@ class Text:
             "dtype": "uint16" if largest < 1 << 16 else "int32",
         }
 
+    @property
+    def name(self) -> str:
+        """Name of the text in messages."""
+        return str(self.path)
+
     def state(self) -> dict[str, Any]:
         """Return size and digest, which detect any edit."""
         if not self.path.is_file():
@@ -139,7 +144,7 @@ class Text:
             text = content.decode("utf-8")
         except UnicodeDecodeError as error:
             where = f"byte {start + error.start} (counted from 0)"
-            raise UserError(f"{self.path}: {where} is not UTF-8; convert the text") from error
+            raise UserError(f"{self.name}: {where} is not UTF-8; convert the text") from error
         texts = [text]
         if self.line_by_line:
             texts = [line for line in text.splitlines() if line.strip()]
@@ -193,7 +198,7 @@ def load_blocks(
         except OSError as error:
             if error.errno not in _NO_SPACE:
                 raise
-            what = f"{Path(error.filename).parent}: no space for the WordPieces of {text.path}"
+            what = f"{Path(error.filename).parent}: no space for the WordPieces of {text.name}"
             remedy = "free some, or name another folder with --cache_dir"
             raise UserError(f"{what}; {remedy}") from error
     ids, starts, digest = arrays
@@ -202,7 +207,7 @@ def load_blocks(
     if len(blocks) == 0:
         what = f"fewer than one block of --block_size {block_size} without [CLS] and [SEP]"
         remedy = "give a longer text or a smaller --block_size"
-        raise UserError(f"{text.path}: has {len(ids)} WordPieces, {what}; {remedy}")
+        raise UserError(f"{text.name}: has {len(ids)} WordPieces, {what}; {remedy}")
     return blocks
 
 
@@ -275,7 +280,7 @@ def _write(text: Text, file: BinaryIO) -> None:
             ids_count += len(ids)
             bar.update(size)
     if text.state() != text.identity["text"]:
-        raise UserError(f"{text.path}: changed during reading; rerun when it is complete")
+        raise UserError(f"{text.name}: changed during reading; rerun when it is complete")
     body.write(bytes(-file.tell() % 8))
     for array in starts:
         body.write(array.tobytes())

@@ -139,7 +139,7 @@ class MlmTask(Task):
             options = (tokenizer, data.line_by_line, data.threads)
             text = Text(file, *options) if file else hub.HubText.of(splits[split], *options)
             blocks = load_blocks(text, size, model.cache_dir, output.overwrite_cache)
-            warn_of_unknown(str(text.path), tokenizer, blocks.ids)
+            warn_of_unknown(text.name, tokenizer, blocks.ids)
             return blocks.first(
                 data.max_train_samples if split == "train" else data.max_eval_samples
             )
@@ -157,6 +157,11 @@ class MlmTask(Task):
         """Identify the training data: number, first and last of the blocks, and all WordPieces."""
         ends = self._train.gather(np.array([0, self.train_rows - 1]))  # all that early versions had
         return f"{self.train_rows} {content_digest(ends.ids)} {self._train.digest}"
+
+    @property
+    def dev_rows(self) -> int:
+        """Number of blocks of the development set."""
+        return len(self.dev) if self.dev else 0
 
     def dev_digest(self) -> str:
         """Identify the development set, "" without evaluation."""
