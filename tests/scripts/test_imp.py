@@ -154,6 +154,9 @@ def test_the_first_row_is_the_dense_model(ten_rounds):
     assert (folder / "eval_results.txt").read_text() == text
     found = json.loads((folder / "all_results.json").read_text())
     found.pop("train_samples", None)  # an evaluation in this folder may have written the file again
+    assert found.pop("epoch", 8) == 8 and found.pop("eval_samples") == 16  # 40 steps, 5 an epoch
+    seconds, speed = found.pop("eval_runtime"), found.pop("eval_samples_per_second")
+    assert speed == pytest.approx(16 / seconds, rel=0.1)
     assert found == {f"eval_{key}": last[key] for key in last}
 
 

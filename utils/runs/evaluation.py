@@ -20,6 +20,7 @@ from utils.runs.console import format_table, say
 from utils.runs.records import EvaluationRecord, MaskInfo
 from utils.runs.run import Run, code_commit
 from utils.tasks.base import Task
+from utils.training.order import DataOrder
 
 _VERSIONS = ("torch", "transformers", "tokenizers", "numpy")  # that a result depends on
 
@@ -32,15 +33,17 @@ class Evaluator:
         self.events = TensorBoardEvents(run)
         experiment, device = run.experiment, run.experiment.runtime.device
         versions = {name: version(name) for name in _VERSIONS}
-        is_trained = experiment.config.training.do_train
-        self._rows = {"train_samples": experiment.task.train_rows} if is_trained else {}
+        task, training = experiment.task, experiment.config.training
+        self._order = None  # of the training rows
+        if training.do_train:
+            self._order = DataOrder.from_config(task.train_rows, training, experiment.runtime)
         self._record = functools.partial(
             EvaluationRecord,
-            task=experiment.task.name,
+            task=task.name,
             method=method,
             init=experiment.init,
             init_info=experiment.init_info,
-            seed=experiment.config.training.seed,
+            seed=training.seed,
             script=os.path.basename(sys.argv[0]),
             args=experiment.arguments,
             versions={"python": platform.python_version(), "commit": code_commit(), **versions},
@@ -56,7 +59,9 @@ class Evaluator:
         `last`: the end of the run; its prediction files carry no step.
         """
         task, model, runtime = self.experiment.task, self.experiment.model, self.experiment.runtime
+        began = time.monotonic()
         metrics = task.evaluate(model, runtime, self.run.path, None if last else step)
+        seconds = time.monotonic() - began
         # JSON has no NaN
         finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
         score = finite[task.score_key]
@@ -76,8 +81,8 @@ class Evaluator:
         if runtime.is_main:
             lines = (f"{key} = {finite[key]}\n" for key in sorted(finite))
             files.write_text(self.run.path / files.EVAL_RESULTS, "".join(lines))
-            named = {f"eval_{key}": value for key, value in finite.items()}
-            files.write_json(self.run.path / files.ALL_RESULTS, named | self._rows)
+            named = self._named(finite, step, seconds)
+            files.write_json(self.run.path / files.ALL_RESULTS, named)
         for key, value in finite.items():
             if value is not None:
                 self.events.scalar(f"eval_{key}", value, step)
@@ -85,6 +90,21 @@ class Evaluator:
             scores = "  ".join(map(" ".join, shown_scores(task, record).items()))
             say(f"step {step}  sparsity {record.sparsity:.1%}  {scores}")
         return record.score
+
+    def _named(
+        self, metrics: dict[str, float | None], step: int, seconds: float
+    ) -> dict[str, float | None]:
+        """Return an evaluation as Hugging Face's examples name its numbers."""
+        rows = self.experiment.task.dev_rows
+        speed: dict[str, float | None] = {
+            "eval_runtime": round(seconds, 4),
+            "eval_samples": rows,
+            "eval_samples_per_second": round(rows / seconds, 3) if seconds else None,
+        }
+        if self._order:
+            epoch = round(step / self._order.steps_per_epoch, 2)
+            speed |= {"epoch": epoch, "train_samples": self._order.rows}
+        return speed | {f"eval_{key}": value for key, value in metrics.items()}
 
 
 class TensorBoardEvents:

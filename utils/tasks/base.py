@@ -34,6 +34,11 @@ class Task(Protocol):
     def train_rows(self) -> int:
         """Number of training rows."""
 
+    @property
+    def dev_rows(self) -> int:
+        """Number of rows, windows or blocks of the development set."""
+        return 0
+
     def data_digest(self) -> str:
         """Identify the training data; a resumed run must find the same."""
 

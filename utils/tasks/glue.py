@@ -75,6 +75,11 @@ class GlueTask(LabelledTask):
         test = read(tests, list(tests.files) if getattr(training, "do_predict", False) else [])
         return cls(spec, tokenizer, config, dev.pop("train", None), dev, test)
 
+    @property
+    def dev_rows(self) -> int:
+        """Number of rows of the development set."""
+        return sum(len(dev.rows) for dev in self.dev.values())
+
     def dev_digest(self) -> str:
         """Identify the sets to evaluate and to predict, "" without any."""
         return " ".join(rows.digest() for rows in (*self.dev.values(), *self.test.values()))

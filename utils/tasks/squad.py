@@ -77,6 +77,11 @@ class SquadTask(LabelledTask):
             data, tokenizer, config, train, read(dev_file, False) if training.do_eval else None
         )
 
+    @property
+    def dev_rows(self) -> int:
+        """Number of windows of the development set."""
+        return len(self.dev[1]) if self.dev else 0
+
     def dev_digest(self) -> str:
         """Identify the development set, "" without evaluation."""
         texts = np.frombuffer(repr(self.dev and self.dev[0]).encode(), dtype=np.uint8)
