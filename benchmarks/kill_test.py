@@ -145,13 +145,15 @@ def outcome(folder: Path) -> dict[str, Any]:
             found[name] = path.read_bytes()
     rows = found[files.RESULTS].splitlines()
     found[files.RESULTS] = [timeless(json.loads(row)) for row in rows]
-    found[files.RUN] = timeless(json.loads(found[files.RUN]))
+    for name in (files.RUN, files.ALL_RESULTS):
+        found[name] = timeless(json.loads(found[name]))
     return found
 
 
 def timeless(row: dict) -> dict:
-    """Return a results row or run.json without what differs from process to process."""
-    kept = {key: value for key, value in row.items() if key != "wall_seconds"}
+    """Return a row, run.json or all_results.json without what differs between processes."""
+    times = ("wall_seconds", "eval_runtime", "eval_samples_per_second")
+    kept = {key: value for key, value in row.items() if key not in times}
     for key in kept.keys() & {"args", "arguments"}:
         kept[key] = {k: v for k, v in kept[key].items() if k != "checkpoint_minutes"}
     return kept

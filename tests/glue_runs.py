@@ -91,5 +91,9 @@ def outcome(folder):
     for path in sorted(folder.rglob("*")):
         if path.is_file() and "events" not in path.parts:
             found[str(path.relative_to(folder))] = path.read_bytes()
+    if "all_results.json" in found:
+        scores = json.loads(found["all_results.json"])
+        times = {"eval_runtime": 0, "eval_samples_per_second": 0}
+        found["all_results.json"] = scores | times
     found["results.jsonl"] = [{**row, "wall_seconds": 0} for row in results(folder)]
     return found

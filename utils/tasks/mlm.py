@@ -116,10 +116,9 @@ class MlmTask(Task):
     model_class = MaskedLanguageModel
 
     def __post_init__(self) -> None:
-        vocabulary = self.tokenizer
-        special = (vocabulary.cls_token_id, vocabulary.sep_token_id, vocabulary.pad_token_id)
-        mask_id, size = vocabulary.mask_token_id, len(vocabulary)
-        self.masking = Masking(mask_id, special, size, self.probability)
+        words = self.tokenizer
+        special = (words.cls_token_id, words.sep_token_id, words.pad_token_id)
+        self.masking = Masking(words.mask_token_id, special, len(words), self.probability)
 
     @classmethod
     def load(
@@ -129,23 +128,21 @@ class MlmTask(Task):
         train_file = input_file(training, "do_train", data, "train_data_file")
         eval_file = input_file(training, "do_eval", data, "eval_data_file")
         tokenizer, config = load_bert(model, None)
-        size = data.block_size
-        size = min(512, config.max_position_embeddings) if size is None else size
+        longest = min(512, config.max_position_embeddings)
+        size = longest if data.block_size is None else data.block_size
         bert.check_length(config, "--block_size", size)
 
         splits = {} if data.from_files else hub.load_text(data, model.cache_dir)
 
-        def read(file: Path | None, split: str) -> Blocks:
+        def read(file: Path | None, split: str, count: int | None) -> Blocks:
             options = (tokenizer, data.line_by_line, data.threads)
             text = Text(file, *options) if file else hub.HubText.of(splits[split], *options)
             blocks = load_blocks(text, size, model.cache_dir, output.overwrite_cache)
             warn_of_unknown(text.name, tokenizer, blocks.ids)
-            return blocks.first(
-                data.max_train_samples if split == "train" else data.max_eval_samples
-            )
+            return blocks.first(count)
 
-        train = read(train_file, "train") if training.do_train else None
-        dev = read(eval_file, "validation") if training.do_eval else None
+        train = read(train_file, "train", data.max_train_samples) if training.do_train else None
+        dev = read(eval_file, "validation", data.max_eval_samples) if training.do_eval else None
         return cls(tokenizer, config, data.mlm_probability, train, dev)
 
     @property
