@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,7 +145,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = cli.OneLineParser(__doc__)
     add = parser.add_argument
-    add("what", choices=list(BUILDERS), help="the table or figure")
+    add("what", help=f"{', '.join(BUILDERS)}; with --estimate, the file of a list")
+    text = "print the steps, time and disk of a list instead, from a few steps of each task"
+    add("--estimate", action="store_true", help=f"{text}, timed on this machine")
     text = "Table 1's hyper-parameters, or ours for a small model (200 steps per training)"
     add("--preset", choices=["paper", "mini"], default="paper", help=text)
     add(
@@ -243,7 +246,16 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(
                 f"{word!a}: a list holds UTF-8 text, a command a line; give other words"
             )
-    commands = command_list(parse(words))
+    args, began = parse(words), time.monotonic()
+    if args.estimate:
+        from experiments import estimate  # imports what a command of the list imports
+
+        print(estimate.table(Path(args.what), time.monotonic() - began))
+        return
+    if args.what not in BUILDERS:
+        known = ", ".join(BUILDERS)
+        raise UserError(f"argument what: {args.what!r} is none of {known}; give one of them")
+    commands = command_list(args)
     print(f"# python experiments/plan.py {shlex.join(words)}")
     count = len(commands.commands)
     print(f"# {count} commands; a stage needs what the stages before it leave behind")
