@@ -21,7 +21,7 @@ from utils.errors import UserError
 from utils.modeling.runtime import Runtime
 from utils.pruning import masks
 from utils.runs.console import format_duration, format_table
-from utils.runs.run import Experiment, start_runtime
+from utils.runs.run import PRETRAINED, Experiment, start_runtime
 from utils.tasks.glue import GlueTask
 from utils.tasks.mlm import MlmTask
 from utils.tasks.squad import SquadTask
@@ -62,9 +62,8 @@ def table(path: Path, start: float) -> str:
         for group in (stage, script, task), (stage, "all", ""), ("all", "all", ""):
             costs[group] += cost
     rows = []
-    for group, cost in sorted(
-        costs.items(), key=lambda each: (each[0][1] == "all", each[0][0] == "all")
-    ):
+    for group in sorted(costs, key=lambda group: (group[1] == "all", group[0] == "all")):
+        cost = costs[group]
         spent, disk = format_duration(cost["seconds"]), f"{cost['bytes'] / 1e9:.2f} GB"
         rows.append([*group, f"{cost['runs']}", f"{cost['steps']:,}", spent, disk])
     return format_table(["stage", "command", "task", "runs", "steps", "time", "disk"], rows)
@@ -95,7 +94,9 @@ def measure(config: Any) -> dict[str, Any]:
     began = time.monotonic()
     task = load(config.data, config.model, training, config.output)
     files.log.info(f"timing {task.name} with {config.model.model_name_or_path}")
-    experiment = Experiment.prepare(task, config, start_runtime(training))
+    # another command makes the weights
+    start = dataclasses.replace(getattr(config, "subnetwork", PRETRAINED), weight_pertub=None)
+    experiment = Experiment.prepare(task, config, start_runtime(training), start)
     model, runtime = experiment.model, experiment.runtime
     masks.attach(model)
     trainer = experiment.trainer()
@@ -113,9 +114,8 @@ def measure(config: Any) -> dict[str, Any]:
             float(loss)  # waits for a GPU
         found["step"] = (time.monotonic() - began) / STEPS
     if training.do_eval:
-        few = dataclasses.replace(
-            config.data, max_eval_samples=config.data.max_eval_samples or ROWS
-        )
+        rows = config.data.max_eval_samples or ROWS
+        few = dataclasses.replace(config.data, max_eval_samples=rows)
         alone = dataclasses.replace(training, do_train=False)
         part = load(few, config.model, alone, config.output)
         with tempfile.TemporaryDirectory() as folder:
