@@ -71,7 +71,7 @@ def table(path: Path, start: float) -> str:
 
 def _config(path: Path, job: joblist.Job) -> Any:
     script, where = Path(job.script), f"{path}, line {job.line}"
-    if script.resolve().parent != joblist.ROOT:
+    if script.resolve().parent != joblist.ROOT or not script.is_file():
         raise UserError(f"{where}: {script} is none of the seven scripts; take the line out")
     try:
         return cli.parse(importlib.import_module(script.stem).Config, None, job.words)
