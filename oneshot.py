@@ -1,12 +1,22 @@
-"""Make a mask in one shot: magnitude pruning of BERT's weights (OMP), or a random mask (m_RP)."""
+"""Make a mask in one shot: magnitude pruning of BERT's weights (OMP), or a control.
 
-from dataclasses import dataclass
+Controls: a random mask (m_RP), magnitude pruning within each matrix, or a shuffled mask (ours; Su
+et al. 2020, Frankle et al. 2021: is a ticket more than its layer-wise sparsities?).
+"""
+
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils import cli, files
 from utils.config import ModelConfig, flag
+from utils.errors import UserError
 
-METHODS = {"magnitude": "omp", "random": "random"}  # --method -> method of the mask's origin
+METHODS = {  # --method -> method of the mask's origin
+    "magnitude": "omp",
+    "random": "random",
+    "layerwise": "layerwise",
+    "shuffle": "shuffled",
+}
 
 
 @dataclass(frozen=True)
@@ -24,27 +34,43 @@ class Config:
         "the task model; all three share the encoder and so the mask",
         choices=["glue", "squad", "pretrain"],
     )
-    rate: float = flag(..., "sparsity of the mask, from 0 to below 1", bounds=">= 0, < 1")
+    rate: float | None = flag(
+        None,
+        "sparsity of the mask, from 0 to below 1; with --method shuffle, the mask's own",
+        bounds=">= 0, < 1",
+    )
     method: str = flag(
         "magnitude",
-        "drop the smallest weights over all matrices, or random weights",
+        "drop the smallest weights over all matrices or (layerwise; ours) of each matrix, or random "
+        "weights, or (shuffle; ours) permute --mask_dir within each matrix",
         choices=list(METHODS),
     )
+    mask_dir: str | None = flag(None, "mask file (or exported ticket) to shuffle (ours)")
     seed: int = flag(
-        42, "seed of --weight rand and of --method random (ours: 42)", bounds=f">= 0, < {2**63}"
+        42,
+        "seed of --weight rand, --method random and shuffle (ours: 42)",
+        bounds=f">= 0, < {2**63}",
     )
     output_dir: str | None = flag(
         None,
-        "folder for mask.pt; left out, tmp/oneshot/WEIGHT_MODEL_RATE, with _random for --method "
-        "random, and with _seedSEED if the mask depends on the seed (ours)",
+        "folder for mask.pt; left out, tmp/oneshot/WEIGHT_MODEL_RATE, followed by the method if it "
+        "is not magnitude, and by _seedSEED if the mask depends on the seed (ours)",
     )
     overwrite: bool = flag(False, "replace a file with another content (ours)")
+
+    def __post_init__(self) -> None:
+        shuffles = self.method == "shuffle"
+        if (self.mask_dir is not None) != shuffles:
+            raise UserError("--method shuffle needs --mask_dir, and no other method has it")
+        if (self.rate is None) != shuffles:
+            raise UserError("give --rate, but with --method shuffle leave it out: it is the mask's")
 
 
 def main() -> None:
     """Write the mask and its origin, and print what it drops."""
     config = cli.parse(Config, __doc__)
     with cli.imports_without_gc():
+        from utils import finetune
         from utils.modeling import bert
         from utils.pruning import criteria, mask_files, masks
         from utils.pruning.origin import Origin
@@ -56,17 +82,25 @@ def main() -> None:
         bert.SequenceClassifier, source, bert_config, config.seed, config.weight, cache_dir
     )
 
-    if config.method == "random":
-        mask = criteria.random(masks.shapes(model), config.rate, config.seed)
+    seed, rate = config.seed, config.rate or 0.0  # shuffle: no rate
+    origin = Origin(seed=seed, weight=config.weight, model=source)
+    if config.method == "shuffle":
+        given = finetune.attach_mask(model, config.mask_dir)
+        mask = criteria.shuffle(masks.current(model), seed)
+        origin = replace(given.origin or Origin(), seed=seed, shuffled_from=given.sha256)
+    elif config.method == "random":
+        mask = criteria.random(masks.shapes(model), rate, seed)
+    elif config.method == "layerwise":
+        mask = criteria.layerwise(masks.weights(model), rate)
     else:
-        mask = criteria.magnitude(masks.weights(model), config.rate)
+        mask = criteria.magnitude(masks.weights(model), rate)
 
-    name = f"{config.weight}_{config.model}_{config.rate}"
-    name += "_random" if config.method == "random" else ""
-    name += f"_seed{config.seed}" if "rand" in name else ""  # it is drawn
+    name = f"{config.weight}_{config.model}_{config.rate or round(masks.sparsity(mask), 4)}"
+    name += "" if config.method == "magnitude" else f"_{config.method}"
+    drawn = config.weight == "rand" or config.method in ("random", "shuffle")
+    name += f"_seed{config.seed}" if drawn else ""
     path = Path(config.output_dir or f"tmp/oneshot/{name}") / files.MASK
-    method, seed = METHODS[config.method], config.seed
-    origin = Origin(method=method, seed=seed, weight=config.weight, model=source)
+    origin = replace(origin, method=METHODS[config.method])
     mask_files.save(mask, path, origin, config.overwrite)
     total = sum(keep.numel() for keep in mask.values())
     dropped = total - sum(int(keep.sum()) for keep in mask.values())

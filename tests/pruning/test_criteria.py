@@ -165,3 +165,49 @@ def test_every_weight_and_pair_is_as_likely_to_be_count_dropped():
     assert np.abs(drops.mean(0) - p).max() < 4.5 * (p * (1 - p) / draws) ** 0.5
     together = (drops.T @ drops / draws)[np.triu_indices(25, 1)]
     assert np.abs(together - pair).max() < 5 * (pair * (1 - pair) / draws) ** 0.5
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    st.floats(0, 0.99),
+    st.integers(0, 9),
+)
+def test_layerwise_prunes_each_matrix_by_magnitude_and_the_total_exactly(sizes, target, seed):
+    draw = torch.Generator().manual_seed(seed)
+    values = {str(at): torch.randn(n, generator=draw) for at, n in enumerate(sizes)}
+    mask = criteria.layerwise(values, target)
+    assert count_dropped(mask) == round(target * sum(sizes))
+    for name, value in values.items():
+        one = {name: mask[name + SUFFIX]}
+        assert abs(count_dropped(one) - target * value.numel()) <= 1
+        own = mask_by_sorting({name: value}, count_dropped(one))
+        assert torch.equal(own[name + SUFFIX], mask[name + SUFFIX])
+
+
+def test_layerwise_keeps_masked_weights_masked():
+    values = {"a": torch.tensor([3.0, 1.0, 2.0, 4.0]), "b": torch.tensor([10.0, 30.0, 20.0, 40.0])}
+    kept = criteria.layerwise({name: -1 / value for name, value in values.items()}, 0.25)
+    mask = criteria.layerwise(values, 0.5, kept)
+    assert [m.tolist() for m in mask.values()] == [
+        [True, False, True, False],
+        [False, True, True, False],
+    ]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0, 0.99), st.integers(0, 2**62))
+def test_shuffling_keeps_the_sparsity_of_each_matrix(target, seed):
+    given_mask = criteria.random({"a": torch.Size((9, 5)), "b": torch.Size((40,))}, target, 1)
+    mask = criteria.shuffle(given_mask, seed)
+    assert equal(mask, criteria.shuffle(given_mask, seed))
+    for key, keep in given_mask.items():
+        assert mask[key].shape == keep.shape and int(mask[key].sum()) == int(keep.sum())
+
+
+def test_shuffling_is_uniform_and_follows_the_seed():
+    half = {"a" + SUFFIX: torch.arange(1000).view(20, 50) < 500}
+    one, other = criteria.shuffle(half, 1), criteria.shuffle(half, 2)
+    for first, second in ((one, other), (one, half), (other, half)):
+        shared = int((first["a" + SUFFIX] & second["a" + SUFFIX]).sum())
+        assert 200 < shared < 300  # 250 expected, standard deviation 8

@@ -246,3 +246,48 @@ def test_the_model_that_is_read_is_never_replaced(work, output, overwrite):
     output = output.format(here=work)
     named = [output, "the model that is read", "another path"]
     refused("pertub_weight.py", "--output", output, *overwrite, named=named)
+
+
+# ---- controls
+
+
+def mask_flags(folder, *more):
+    return ["--weight", "pre", "--model", "glue", "--model_name_or_path", folder / "bert", *more]
+
+
+def test_controls_have_the_layers_sparsities_and_their_own_origin(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done("oneshot.py", *mask_flags(folder, "--method", "layerwise", "--rate", 0.3))
+    even = torch.load("tmp/oneshot/pre_glue_0.3_layerwise/mask.pt", weights_only=True)
+    assert {round(float((~m).float().mean()), 2) for m in even.values()} == {0.3}
+    done("oneshot.py", *mask_flags(folder, "--rate", 0.3))
+    ticket = tmp_path / "tmp/oneshot/pre_glue_0.3/mask.pt"
+    origin = json.loads(ticket.with_name("mask.pt.json").read_text())
+    found_by_imp = origin | {"method": "imp", "task": "sts-b", "rewind": "theta_i"}
+    ticket.with_name("mask.pt.json").write_text(json.dumps(found_by_imp))
+    done("oneshot.py", *mask_flags(folder, "--method", "shuffle", "--mask_dir", ticket))
+    shuffled = tmp_path / "tmp/oneshot/pre_glue_0.3_shuffle_seed42/mask.pt"
+    mask, source = (torch.load(path, weights_only=True) for path in (shuffled, ticket))
+    assert [int(m.sum()) for m in mask.values()] == [int(m.sum()) for m in source.values()]
+    assert masks.digest(mask) != masks.digest(source)
+    info = json.loads(shuffled.with_name("mask.pt.json").read_text())
+    assert (info["method"], info["task"], info["seed"]) == ("shuffled", "sts-b", 42)
+    assert info["shuffled_from"] == masks.digest(source)
+    assert info["mask_sha256"] == masks.digest(mask)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--method", "shuffle"], "--mask_dir"),
+        (["--method", "shuffle", "--mask_dir", "m.pt", "--rate", 0.5], "--rate"),
+        (["--mask_dir", "m.pt", "--rate", 0.5], "--mask_dir"),
+        (["--method", "layerwise"], "--rate"),
+        (["--method", "shuffle", "--mask_dir", "m.pt"], "m.pt"),
+    ],
+)
+def test_flags_that_contradict_the_method_are_refused(folder, tmp_path, monkeypatch, flags, named):
+    monkeypatch.chdir(tmp_path)
+    ended = launch.run("oneshot.py", *mask_flags(folder, *flags))
+    assert ended.code == 2 and named in ended.err and ended.err.count("\n") == 1, ended.err
+    assert list(tmp_path.iterdir()) == []

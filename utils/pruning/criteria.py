@@ -36,3 +36,33 @@ def random(shapes: dict[str, torch.Size], target: float, seed: int) -> Mask:
     keep[torch.randperm(total, generator=generator)[: round(target * total)]] = False
     pieces = zip(shapes, keep.split(sizes), strict=True)
     return {name + SUFFIX: piece.view(shapes[name]) for name, piece in pieces}
+
+
+@torch.no_grad()
+def layerwise(values: dict[str, torch.Tensor], target: float, kept: Mask | None = None) -> Mask:
+    """Return the mask that drops the smallest |values| of each matrix, to `target` in each.
+
+    A control: without the choice of how much to prune where (Su et al. 2020, "Sanity-Checking
+    Pruning Methods"). A matrix of n weights loses target * n of them, rounded up or down so that
+    round(target * N) of all N are dropped. `kept` and errors are those of `magnitude`.
+    """
+    mask: Mask = {}
+    seen = dropped = 0  # weights of the matrices so far
+    for name, value in values.items():
+        seen += value.numel()
+        count = round(target * seen) - dropped
+        dropped += count
+        alive = None if kept is None else {name: kept[name + SUFFIX]}
+        mask[name + SUFFIX] = selection.drop_smallest({name: value}, alive, count)[name]
+    return mask
+
+
+def shuffle(mask: Mask, seed: int) -> Mask:
+    """Return `mask` with the entries of each matrix permuted: the same sparsities, other places.
+
+    A control: only the layer-wise sparsities of the mask remain (Frankle et al. 2021, "Pruning
+    Neural Networks at Initialization: Why Are We Missing the Mark?").
+    """
+    generator = torch.Generator().manual_seed(seed)
+    orders = {key: torch.randperm(m.numel(), generator=generator) for key, m in mask.items()}
+    return {key: keep.flatten()[orders[key]].view_as(keep) for key, keep in mask.items()}

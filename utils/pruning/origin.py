@@ -13,7 +13,7 @@ from utils.errors import UserError
 class Origin:
     """How a mask (`method`) or a set of weights (`mode`) was made; fields may not apply (None)."""
 
-    method: str | None = None  # "imp", "omp" or "random"
+    method: str | None = None  # "imp", "omp", "random", "layerwise" or "shuffled"
     mode: str | None = None  # of weights: "layers", "elements", "noise", or "rewound" (theta_i)
     task: str | None = None  # on which IMP found it
     seed: int | None = None
@@ -26,6 +26,7 @@ class Origin:
     as_released: bool | None = None
     sparsity: float | None = None
     mask_sha256: str | None = None
+    shuffled_from: str | None = None  # sha256 of the mask that a shuffled one permutes
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that apply, and the task of every mask: null if no task was used."""
