@@ -41,8 +41,8 @@ class Config:
     )
     method: str = flag(
         "magnitude",
-        "drop the smallest weights over all matrices or (layerwise; ours) of each matrix, or random "
-        "weights, or (shuffle; ours) permute --mask_dir within each matrix",
+        "drop the smallest weights over all matrices or (layerwise; ours) of each matrix, or "
+        "random weights, or (shuffle; ours) permute --mask_dir within each matrix",
         choices=list(METHODS),
     )
     mask_dir: str | None = flag(None, "mask file (or exported ticket) to shuffle (ours)")

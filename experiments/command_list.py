@@ -74,16 +74,23 @@ class CommandList:
         name = f"{_imp_name(rewind)}-{self.names[task]}-{percent}-seed{seed}"
         return Tensors(name, file, command)
 
-    def one_shot(self, percent: int, seed: int | None = None) -> Tensors:
+    def one_shot(self, percent: int, seed: int | None = None, method: str = "magnitude") -> Tensors:
         """Add the OMP mask of theta_0 at `percent`, or a random mask if `seed` is given."""
-        method, name = "magnitude", f"omp-{percent}"
+        name = f"{'omp' if method == 'magnitude' else method}-{percent}"
         if seed is not None:
             method, name = "random", f"random-{percent}-seed{seed}"
+        return self._mask(name, ["--rate", f"{percent / 100:g}", "--method", method], seed or 0)
+
+    def shuffled(self, mask: Tensors, seed: int) -> Tensors:
+        """Add the mask with its entries permuted within each matrix."""
+        words = ["--method", "shuffle", "--mask_dir", mask.file]
+        return self._mask(f"shuffled-{mask.name}", words, seed, mask.command)
+
+    def _mask(self, name: str, how: list[object], seed: int, *needs: Command) -> Tensors:
         output = self.out / "masks" / name
-        text = "python oneshot.py --weight pre --model glue"
-        text += f" --rate {percent / 100:g} --method {method} --seed {seed or 0}"
-        words = [*text.split(), "--model_name_or_path", self.model, "--output_dir", output]
-        return Tensors(name, output / files.MASK, self._add(words, output))
+        words = ["python", "oneshot.py", "--weight", "pre", "--model", "glue", *how]
+        words += ["--seed", seed, "--model_name_or_path", self.model, "--output_dir", output]
+        return Tensors(name, output / files.MASK, self._add(words, output, *needs))
 
     def perturbed(self, mode: str, seed: int) -> Tensors:
         """Add theta_0'': shuffled or noisy pre-trained weights."""

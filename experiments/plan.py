@@ -35,6 +35,7 @@ class Request:
     sources: tuple[str, ...]  # tasks that find the masks
     sparsity: dict[str, int]  # task -> percent at which to compare
     shuffles: list[str]  # modes of pertub_weight.py
+    controls: str = "none"  # masks with a ticket's layer-wise sparsities: a choice of --controls
 
 
 def table2(commands: CommandList, request: Request) -> None:
@@ -49,6 +50,11 @@ def table2(commands: CommandList, request: Request) -> None:
         for mode in request.shuffles:
             commands.train(task, seed, ticket, init=commands.perturbed(mode, seed))
         commands.train(task, seed, commands.one_shot(percent))
+        if request.controls in ("layerwise", "all"):
+            layerwise = commands.one_shot(percent, method="layerwise")
+            commands.train(task, seed, layerwise)
+        if request.controls in ("shuffle", "all"):
+            commands.train(task, seed, commands.shuffled(ticket, seed))
 
 
 def table3(commands: CommandList, request: Request) -> None:
@@ -176,6 +182,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--flags", default="", help="words appended to every training command, as in --flags=--bf16"
     )
+    text = (
+        "masks of ours in table2: magnitude in each matrix, the ticket's shuffled within matrices"
+    )
+    add("--controls", choices=["none", "layerwise", "shuffle", "all"], default="none", help=text)
     return parser.parse_args(argv)
 
 
@@ -220,7 +230,8 @@ def command_list(args: argparse.Namespace) -> CommandList:
         flags=_split("--flags", args.flags),
     )
     runs = list(itertools.product(tasks, range(1, args.seeds + 1)))
-    BUILDERS[args.what](commands, Request(runs, sources, sparsity, args.shuffles))
+    request = Request(runs, sources, sparsity, args.shuffles, args.controls)
+    BUILDERS[args.what](commands, request)
     return commands
 
 

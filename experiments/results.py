@@ -25,6 +25,8 @@ KINDS = {  # of networks -> source of the mask, initial weights
     FULL: ("", "pre"),
     "IMP": ("imp", "pre"),
     "one-shot": ("omp", "pre"),
+    "layer-wise one-shot": ("layerwise", "pre"),  # ours
+    "IMP, shuffled within matrices": ("shuffled", "pre"),  # ours
     "random mask": ("random", "pre"),
     "IMP, random weights": ("imp", "rand"),
     "IMP, layers shuffled": ("imp", "layers"),
@@ -33,8 +35,11 @@ KINDS = {  # of networks -> source of the mask, initial weights
 SUBNETWORKS = [kind for kind in KINDS if kind != FULL]
 KEY = [  # columns that identify a score; see `_row`
     *("task", "method", "seed", "init", "init_task", "init_rewinding", "init_seed", "percent"),
-    *("source", "source_task", "source_seed", "rewinding", "as_released"),
+    *("source", "source_task", "source_seed", "shuffled_from", "rewinding", "as_released"),
 ]
+OF_IMP = ("imp", "shuffled")  # sources of masks that IMP found on a task
+NO_TASK = ("omp", "layerwise")  # sources of masks that rank theta_0, or with _rand theta_0'
+
 FLAGS = (
     *("model_name_or_path", "config_name", "learning_rate", "warmup_steps", "weight_decay"),
     *("adam_epsilon", "max_grad_norm", "max_seq_length", "doc_stride", "block_size"),
@@ -79,7 +84,7 @@ class Results:
         """
         source, init = KINDS[kind]
         columns = {"task": task, "source": source, "init": init, "rewinding": "0"}
-        if source == "imp":
+        if source in OF_IMP:
             columns["source_task"] = task
         equal = [self.rows[k].to_numpy() == value for k, value in (columns | wanted).items()]
         return self.rows[np.logical_and.reduce(equal)]
@@ -151,7 +156,7 @@ def read(folder: Path, as_released: bool = False) -> Results:
             if record.final and record.method in ("train", "imp"):
                 found.append(_row(record) | {"where": where, "folder": path.parent})
     rows = pd.DataFrame(found, columns=[*KEY, "recipe", "score", "where", "folder"], dtype=object)
-    of_imp = (rows["source"] == "imp") | (rows["method"] == "imp")
+    of_imp = rows["source"].isin(OF_IMP) | (rows["method"] == "imp")
     rows = rows[(rows["as_released"] == as_released) | ~of_imp]
     return Results(_without_repetitions(rows, notices), notices)
 
@@ -159,18 +164,19 @@ def read(folder: Path, as_released: bool = False) -> Results:
 def _row(record: EvaluationRecord) -> dict[str, Any]:
     init, mask, args = record.init_info or Origin(), record.mask_info or Origin(), record.args
     source = mask.method or ("unknown" if record.mask else "")
-    if source == "omp" and mask.weight == "rand":
-        source = "omp_rand"
+    source_seed = None if source in NO_TASK else mask.seed
+    if source in NO_TASK and mask.weight == "rand":
+        source += "_rand"
     if record.method == "imp" and mask == Origin():  # IMP's first round, still without a mask
         later = float(bool(args.get("rewind_steps")))  # 1: i > 0, so no training of theta_0
         rewind = "none" if args.get("no_rewind") else "theta_i"
         mask = Origin(rewind=rewind, rewind_fraction=later, as_released=args.get("as_released"))
     init_rewinding = None if init.rewind_fraction is None else rewinding_label(init)
-    source_seed = None if source.startswith("omp") else mask.seed
     return {
         **{"task": record.task, "method": record.method, "seed": record.seed, "init": record.init},
         **{"init_task": init.task, "init_rewinding": init_rewinding, "init_seed": init.seed},
         **{"source": source, "source_task": mask.task, "source_seed": source_seed},
+        "shuffled_from": mask.shuffled_from,
         **{"rewinding": rewinding_label(mask), "as_released": bool(mask.as_released)},
         **{"percent": round(100 * record.sparsity, 1), "score": float(record.score or 0.0)},
         "recipe": _recipe(record),

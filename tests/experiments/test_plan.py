@@ -57,6 +57,24 @@ def test_table2_has_the_papers_numbers():
     assert len(second) == 2 * 5
 
 
+@pytest.mark.parametrize("controls", ["none", "layerwise", "shuffle", "all"])
+def test_controls_with_the_layers_sparsities_are_trained_if_requested(controls):
+    words = ["--tasks", "STS-B", "--seeds", "2", "--controls", controls]
+    commands = list(itertools.chain(*planned("table2", *words)))
+    added = [c for c in commands if "layerwise" in str(c.output) or "shuffled-" in str(c.output)]
+    masks = [command for command in added if command.words[1] == "oneshot.py"]
+    expected = {"none": 0, "layerwise": 1, "shuffle": 2, "all": 3}[controls]
+    assert len(masks) == expected  # the layer-wise mask has no seed
+    trained = [command for command in added if command not in masks]
+    assert len(trained) == {"none": 0, "layerwise": 2, "shuffle": 2, "all": 4}[controls]
+    for command in trained:
+        (mask,) = [mask for mask in masks if str(mask.output) in flags(command)["--mask_dir"]]
+        assert mask in command.needs
+        if "shuffled" in str(mask.output):
+            assert flags(mask)["--seed"] == flags(command)["--seed"]
+            assert f"seed{flags(mask)['--seed']}/checkpoint" in flags(mask)["--mask_dir"]
+
+
 def test_squad_and_mlm_have_scripts_and_settings_of_their_own():
     stages = planned("table4", "--tasks", "squad", "mlm", "--seeds", "1", "--data", "d")
     squad = by_output(stages, "SQuAD/imp-to90/seed1")
@@ -185,7 +203,8 @@ def given_flags(words: list[str]) -> dict[str, list[str]]:
 def test_the_scripts_accept_every_command():
     seen = {}
     for what, preset in itertools.product(EVERYTHING, ("paper", "mini")):
-        for command in itertools.chain(*planned(what, "--seeds", "1", "--preset", preset)):
+        more = ["--controls", "all", "--seeds", "1", "--preset", preset]
+        for command in itertools.chain(*planned(what, *more)):
             words = [word for word in command.words[1:] if word != "-u"]
             names = tuple(word for word in words if word.startswith("--"))
             seen.setdefault((words[0], preset, names), words)

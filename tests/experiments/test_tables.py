@@ -56,6 +56,31 @@ def test_table2_means_deviations_and_seeds(stsb):
     assert under(table, "elements shuffled f(x, m_IMP, theta_0'')") == ["19.6", "70.1"]
 
 
+def test_our_controls_have_rows_if_they_were_run(stsb):
+    labels = ["layer-wise one-shot, ours", "IMP, shuffled within matrices, ours"]
+    table = builders.table2(results.read(stsb), layout("sts-b"))
+    assert not {name for name, _ in table.rows} & set(labels)
+    even = {"method": "layerwise", "task": None, "weight": "pre", "sparsity": 0.5}
+    drawn = even | {"weight": "rand"}
+    rows = trainings("sts-b", [60.0, 62.0], lambda seed: even | {"seed": seed})
+    rows += trainings("sts-b", [1.0], lambda seed: drawn | {"seed": seed})
+    for source, score in (("a", 50.0), ("b", 54.0)):  # two tickets shuffled with one seed
+
+        def shuffled(seed, source=source):
+            info = mask_info("sts-b", 0.5, seed, method="shuffled")
+            return info | {"shuffled_from": source}
+
+        rows += trainings("sts-b", [score], shuffled)
+    other = mask_info(None, 0.5, 1, method="shuffled") | {"shuffled_from": "c"}
+    rows += trainings("sts-b", [3.0], lambda seed: other)  # a random mask, shuffled
+    write_rows(stsb / "sts-b" / "controls", rows)
+    found = results.read(stsb)
+    table = builders.table2(found, layout("sts-b"))
+    cells = [shown(table, label, "STS-B") for label in labels]
+    assert cells == ["61.0 ± 1.4 (2)", "52.0 ± 2.8 (2)"]
+    assert found.notices == []
+
+
 def test_both_rules_are_printed_and_differ(stsb):
     table = builders.table2(results.read(stsb), layout("sts-b"))
     assert (
