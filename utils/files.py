@@ -24,6 +24,7 @@ ORIGIN_SUFFIX = ".json"  # mask.pt.json: where a mask or perturbed weights come 
 PACKED_MASK = "mask.safetensors"  # the mask of an exported ticket
 EVENTS = "events"  # TensorBoard events, in a folder of their own
 PREDICTIONS = "predictions_{prefix}.json"
+OUTCOMES = "predictions_{prefix}.npz"  # of an evaluation, per example of the development set
 NBEST = "nbest_predictions_{prefix}.json"
 NULL_ODDS = "null_odds_{prefix}.json"
 SUBMISSIONS = {  # to gluebenchmark.com, by task or split
@@ -52,7 +53,7 @@ RUN_FILES = (
     *(REWIND_WEIGHTS, REWIND_WEIGHTS + ORIGIN_SUFFIX, *SUBMISSIONS.values()),
 )
 _STATE_NAME = re.compile(rf"{STATE}-(new|\d+-\d+(-[0-9a-f]{{16}})?)\.pt")
-_NUMBERED = re.compile(r"checkpoint-\d+|((nbest_)?predictions|null_odds)_\d*\.json")
+_NUMBERED = re.compile(r"checkpoint-\d+|((nbest_)?predictions|null_odds)_\d*\.(json|npz)")
 
 
 def model_folder_name(step: int) -> str:

@@ -248,7 +248,7 @@ def test_answers_during_training_have_the_step_in_their_name(data, tmp_path):
             2,
         ),
     )
-    assert {path.name for path in (tmp_path / "out").glob("predictions_*")} == {
+    assert {path.name for path in (tmp_path / "out").glob("predictions_*.json")} == {
         "predictions_2.json",
         "predictions_.json",
     }

@@ -12,6 +12,7 @@ from utils.errors import UserError
 from utils.modeling.bert import load_model
 from utils.modeling.runtime import Runtime
 from utils.tasks.glue import GlueTask
+from utils.tasks.metrics import glue_metrics
 
 RUNTIME = Runtime(torch.device("cpu"))
 
@@ -52,7 +53,11 @@ def test_a_task_gives_batches_their_loss_and_metrics(folder, tmp_path, name, key
     assert task.loss(model, batch).isfinite() and task.train_rows == 32
     metrics = task.evaluate(model, RUNTIME, tmp_path, None)
     assert metrics.keys() == keys and task.score_key in keys
-    assert not list(tmp_path.iterdir())
+    with np.load(tmp_path / "predictions_.npz") as kept:  # of MNLI, the matched set
+        own = glue_metrics(task.score_key, kept["predictions"], kept["labels"])
+        assert own[task.score_key] == metrics[task.score_key]
+        assert str(kept["metric"]) == task.score_key
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_logits_do_not_depend_on_the_other_rows_of_a_batch(folder):

@@ -223,7 +223,10 @@ def test_accuracy_and_perplexity_are_over_the_masked_tokens(task, model, tmp_pat
     perplexity = pytest.approx(math.exp(loss / masked_tokens), rel=1e-6)
     assert found == {"accuracy": hits / masked_tokens, "perplexity": perplexity}
     assert 0.1 < masked_tokens / (len(task.dev) * (BLOCK - 2)) < 0.2
-    assert not list(tmp_path.iterdir())
+    with np.load(tmp_path / "predictions_.npz") as kept:
+        assert kept["accuracy"].shape == kept["weights"].shape == (len(task.dev),)
+        assert (kept["accuracy"].sum(), kept["weights"].sum()) == (hits, masked_tokens)
+        assert len(set(kept["weights"])) > 1 and str(kept["metric"]) == "accuracy"
 
 
 def test_a_subclass_may_weight_the_accuracy(task, model, tmp_path):

@@ -81,11 +81,15 @@ def test_processes_share_the_evaluation(task, model, monkeypatch, size):
 
 
 def test_answer_files_are_written_by_rank_0_with_the_step_in_their_name(task, model, tmp_path):
-    names = ("predictions_{}.json", "nbest_predictions_{}.json")
+    names = ("predictions_{}.json", "nbest_predictions_{}.json", "predictions_{}.npz")
     for step, prefix in ((None, ""), (7, "7")):
-        task.evaluate(model, RUNTIME, tmp_path, step)
+        metrics = task.evaluate(model, RUNTIME, tmp_path, step)
         assert all((tmp_path / name.format(prefix)).exists() for name in names)
-    assert len(list(tmp_path.iterdir())) == 4
+        with np.load(tmp_path / f"predictions_{prefix}.npz") as kept:
+            assert len(kept["f1"]) == metrics["total"]
+            for key in ("f1", "exact"):
+                assert 100 * kept[key].mean() == pytest.approx(metrics[key])
+    assert len(list(tmp_path.iterdir())) == 6
     task.evaluate(model, dataclasses.replace(RUNTIME, rank=1), tmp_path / "other", None)
     assert not (tmp_path / "other").exists()
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertTokenizer
 
+from utils import files
 from utils.config import ModelConfig, TrainingConfig
 from utils.data.rows import LabelledRows, Rows, batches_by_length
 from utils.errors import UserError
@@ -63,13 +64,31 @@ class Task(Protocol):
     ) -> dict[str, float]:
         """Return the metrics on the development set.
 
-        Files of the evaluation, if any, go to the folder `output`; `step` is part of their names
-        (None: the end of a run).
+        Files of the evaluation go to the folder `output`, among them those of `save_outcomes`;
+        `step` is part of their names (None: the end of a run).
         """
 
     def write_predictions(self, model: BertTaskModel, runtime: Runtime, output: Path) -> list[Path]:
         """Write the predictions on the test sets that were loaded; return the files."""
         return []
+
+    def save_outcomes(
+        self, runtime: Runtime, output: Path, step: int | None, **outcomes: np.ndarray
+    ) -> None:
+        """Write an array per outcome, [n] over the examples, for experiments/significance.py.
+
+        They determine the metric `score_key`: "predictions" and "labels"; or its numerators as
+        `score_key` and, if they are not 1, its denominators as "weights".
+        """
+        if runtime.is_main:
+            arrays: dict[str, Any] = {
+                "dev": self.dev_digest(),
+                "metric": self.score_key,
+                **outcomes,
+            }
+            name = files.OUTCOMES.format(prefix="" if step is None else step)
+            with files.atomic_file(output / name) as temporary, temporary.open("wb") as file:
+                np.savez_compressed(file, **arrays)
 
 
 def load_bert(

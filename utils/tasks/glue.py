@@ -100,7 +100,7 @@ class GlueTask(LabelledTask):
     def evaluate(
         self, model: BertTaskModel, runtime: Runtime, output: Path, step: int | None
     ) -> dict[str, float]:
-        """Return the metrics on the development set; writes no files."""
+        """Return the metrics on the development set; write the predictions to `output`."""
         results: dict[str, float] = {}
         for split, dev in self.dev.items():
             logits = self.predict(model, dev.rows, runtime)
@@ -108,6 +108,9 @@ class GlueTask(LabelledTask):
             spec, suffix = self.spec, self._metric_suffix(split)
             found = glue_metrics(spec.metric, predictions, dev.labels, spec.with_f1)
             results |= {key + suffix: value for key, value in found.items()}
+            if not suffix:
+                outcomes = {"predictions": predictions, "labels": dev.labels}
+                self.save_outcomes(runtime, output, step, **outcomes)
         return results
 
     def write_predictions(self, model: BertTaskModel, runtime: Runtime, output: Path) -> list[Path]:

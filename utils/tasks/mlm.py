@@ -86,11 +86,13 @@ class Masking:
 class MlmBatch(Batch):
     """Packed rows with K masked tokens to predict; `total` counts them over all processes.
 
-    positions: int64 [K], their indices among the T tokens; targets: int64 [K], the tokens.
+    positions: int64 [K], their indices among the T tokens; targets: int64 [K], the tokens;
+    blocks: int64 [K], their blocks in the development set (evaluation only).
     """
 
     positions: torch.Tensor
     targets: torch.Tensor
+    blocks: torch.Tensor | None = None
 
     def bucketed(self) -> Self:
         """Return the same batch in one of few shapes: K is padded with targets that are ignored."""
@@ -203,19 +205,26 @@ class MlmTask(Task):
     ) -> dict[str, float]:
         """Return accuracy and perplexity (exp of the mean cross-entropy) over the masked tokens."""
         model.eval()
+        assert self.dev is not None, "loaded without do_eval"
         sums = torch.zeros(2, dtype=torch.float64, device=runtime.device)
+        of_block = torch.zeros(2, len(self.dev), dtype=torch.float64, device=runtime.device)
         counts = torch.zeros(2, dtype=torch.float64)
         for batch in self._evaluation_batches(runtime, step):
             with runtime.autocast():
                 logits = self.logits(model, batch).float()
             masked = max(1, len(batch.targets))
             weight, loss_weight = self._weights(batch)
-            hits = (logits.argmax(-1) == batch.targets).sum() * weight / masked
+            correct = logits.argmax(-1) == batch.targets
+            assert batch.blocks is not None
+            of_block.index_add_(1, batch.blocks, torch.stack([correct, correct | True]).double())
+            hits = correct.sum() * weight / masked
             loss = F.cross_entropy(logits, batch.targets, reduction="sum") * (loss_weight / masked)
             sums += torch.stack([hits, loss]).double()
             counts += torch.tensor([weight, loss_weight])
-        total = runtime.sum(torch.cat([sums, counts.to(runtime.device)]))
-        accuracy, loss = (total[:2] / total[2:].clamp(min=1)).tolist()
+        total = runtime.sum(torch.cat([sums, counts.to(runtime.device), of_block.flatten()]))
+        accuracy, loss = (total[:2] / total[2:4].clamp(min=1)).tolist()
+        correct, masked = total[4:].view(2, -1).cpu().numpy()
+        self.save_outcomes(runtime, output, step, accuracy=correct, weights=masked)
         return {"accuracy": accuracy, "perplexity": math.exp(min(700.0, loss))}
 
     def _evaluation_batches(self, runtime: Runtime, step: int | None) -> Iterator[MlmBatch]:
@@ -236,8 +245,10 @@ class MlmTask(Task):
             starts = zip(masked, packed.first, strict=True)
             positions = torch.cat([each.positions + first for each, first in starts])
             targets = torch.cat([each.targets for each in masked])
-            positions, targets = (send(each, runtime.device) for each in (positions, targets))
-            yield MlmBatch(packed.to(runtime.device), len(targets), positions, targets)
+            counts = torch.tensor([len(each.targets) for each in masked])
+            block_of = torch.tensor(numbers).repeat_interleave(counts)
+            tensors = (send(each, runtime.device) for each in (positions, targets, block_of))
+            yield MlmBatch(packed.to(runtime.device), len(targets), *tensors)
 
     def _evaluation_batch_blocks(self, block_size: int) -> int:
         return max(1, EVALUATION_TOKENS // block_size)

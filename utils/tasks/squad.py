@@ -113,4 +113,7 @@ class SquadTask(LabelledTask):
         answers = squad_answers.best_answers(examples, windows, start, end, self.config)
         if runtime.is_main:
             answers.write(output, "" if step is None else str(step))
-        return squad_answers.squad_metrics(examples, answers.texts, self.config, answers.null_odds)
+        scores = squad_answers.question_scores(examples, answers.texts, self.config)
+        self.save_outcomes(runtime, output, step, exact=scores[:, 0], f1=scores[:, 1])
+        odds = answers.null_odds
+        return squad_answers.squad_metrics(examples, answers.texts, self.config, odds, scores)

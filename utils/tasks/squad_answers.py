@@ -170,6 +170,7 @@ def squad_metrics(
     predictions: dict[str, str],
     config: SquadConfig,
     null_odds: dict[str, float] | None = None,
+    scores: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Exact match and F1 in percent over all questions, under the released code's keys.
 
@@ -177,10 +178,10 @@ def squad_metrics(
     without case, punctuation and articles. A question without a prediction counts as wrong.
     `null_odds` above null_score_diff_threshold replace the prediction by "". HasAns_*, NoAns_*:
     questions with and without answers; best_*: the scores at the threshold (best_*_thresh) that is
-    best for these questions.
+    best for these questions. `scores`: those of `question_scores`, if they are known.
     """
-    v2 = config.v2_scores
-    scores = np.array([_score(e, predictions.get(e.id), v2) for e in examples])  # [n, 2]
+    if scores is None:
+        scores = question_scores(examples, predictions, config)
     odds = np.array([null_odds.get(e.id, 0.0) if null_odds else 0.0 for e in examples])
     answerable = np.array([bool(e.answers) for e in examples])
     answered = np.array([bool(predictions.get(e.id)) for e in examples])
@@ -205,6 +206,14 @@ def squad_metrics(
         results[f"best_{name}"] = 100 * float(totals[best]) / len(examples)
         results[f"best_{name}_thresh"] = float(odds[order][best - 1]) if best else 0.0
     return results
+
+
+def question_scores(
+    examples: list[SquadExample], predictions: dict[str, str], config: SquadConfig
+) -> np.ndarray:
+    """Return exact match and F1 of each question as fractions, float64 [n, 2]."""
+    v2 = config.v2_scores
+    return np.array([_score(e, predictions.get(e.id), v2) for e in examples])
 
 
 def _score(example: SquadExample, prediction: str | None, v2: bool) -> tuple[float, float]:
