@@ -70,7 +70,7 @@ class Cell:
 class Results:
     """The final rows below one folder, and notices about rows that are left out.
 
-    `rows` has the columns KEY, recipe, score (percent points), where (file and line) and folder.
+    `rows` has the columns KEY, recipe, score (percent points), where (file and line), folder, step.
     """
 
     def __init__(self, rows: pd.DataFrame, notices: list[str]) -> None:
@@ -89,8 +89,8 @@ class Results:
         equal = [self.rows[k].to_numpy() == value for k, value in (columns | wanted).items()]
         return self.rows[np.logical_and.reduce(equal)]
 
-    def cell(self, task: str, kind: str, percent: float, **wanted: Any) -> Cell | None:
-        """Return the mean of separate trainings if any, else of rounds of IMP.
+    def averaged(self, task: str, kind: str, percent: float, **wanted: Any) -> pd.DataFrame:
+        """Return the rows of separate trainings if any, else of rounds of IMP.
 
         Raises UserError if their recipe differs from that of a row of `task` used before.
         """
@@ -101,7 +101,13 @@ class Results:
         if not used.keys() >= set(found.index):
             used |= dict.fromkeys(found.index)
             check_recipe(task, self.rows.loc[list(used)])
-        return Cell.of(found["score"].tolist(), from_rounds=not trained.any())
+        return found
+
+    def cell(self, task: str, kind: str, percent: float, **wanted: Any) -> Cell | None:
+        """Return the mean over the rows of `averaged`, None without any."""
+        found = self.averaged(task, kind, percent, **wanted)
+        rounds = not (found["method"] == "train").any()
+        return Cell.of(found["score"].tolist(), from_rounds=rounds)
 
     def percent(self, tasks: Iterable[str], default: float, own: bool) -> float:
         """Return the `most_common` sparsity of the subnetworks trained on `tasks`.
@@ -154,8 +160,10 @@ def read(folder: Path, as_released: bool = False) -> Results:
             if record.mask and record.mask_info is None:
                 notices.append(f"{where}: no origin of {record.mask}; in no table")
             if record.final and record.method in ("train", "imp"):
-                found.append(_row(record) | {"where": where, "folder": path.parent})
-    rows = pd.DataFrame(found, columns=[*KEY, "recipe", "score", "where", "folder"], dtype=object)
+                place = {"where": where, "folder": path.parent, "step": record.step}
+                found.append(_row(record) | place)
+    columns = [*KEY, "recipe", "score", "where", "folder", "step"]
+    rows = pd.DataFrame(found, columns=columns, dtype=object)
     of_imp = rows["source"].isin(OF_IMP) | (rows["method"] == "imp")
     rows = rows[(rows["as_released"] == as_released) | ~of_imp]
     return Results(_without_repetitions(rows, notices), notices)

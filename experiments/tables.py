@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from experiments import builders, markup, overlap, paper, results
+from experiments import builders, markup, overlap, paper, results, significance
 from experiments.markup import Layout, Table
 from experiments.results import Results
 from utils import cli, files
@@ -38,10 +38,15 @@ def overlap_tables(folder: Path, found: Results, layout: Layout, as_released: bo
 
 
 def build(
-    folder: Path, layout: Layout, only: list[str] | None = None, as_released: bool = False
+    folder: Path,
+    layout: Layout,
+    only: list[str] | None = None,
+    as_released: bool = False,
+    statistics: bool = False,
 ) -> tuple[list[Table], Results]:
     """Return the tables for which there is data, and the results they are made from.
 
+    `statistics` adds those of significance.py to Table 2.
     Raises UserError if there are no results, or those of one task have different recipes.
     """
     found = results.read(folder, as_released)
@@ -53,6 +58,8 @@ def build(
     for table in tables if not layout.named else ():
         table.drop_empty_columns()
     names = [table.name for table in tables]
+    if statistics and "table2" in names:
+        significance.add_to(tables[names.index("table2")], found, layout)
     if "figure2" in names and layout.with_paper:
         header = tables[at := names.index("figure2")].header
         shown = tuple(task for task in layout.tasks if paper.NAMES[task] in header)
@@ -104,9 +111,11 @@ def main(argv: list[str] | None = None) -> None:
     flags = parser(__doc__, "tables")
     names = [*BUILDERS, OVERLAP]
     flags.add_argument("--only", nargs="+", choices=names, help="build these tables alone")
+    text = "add intervals and tests over examples and seeds to table2 (ours)"
+    flags.add_argument("--statistics", action="store_true", help=text)
     args = flags.parse_args(argv)
     layout = layout_of(args.tasks, args.sparsity, not args.no_paper)
-    tables, found = build(args.folder, layout, args.only, args.as_released)
+    tables, found = build(args.folder, layout, args.only, args.as_released, args.statistics)
     out = args.out or args.folder / "tables"
     print(write(tables, found.notices, out))
     for notice in found.notices:
