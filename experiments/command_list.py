@@ -101,15 +101,22 @@ class CommandList:
         return Tensors(name, output, self._add(words, output))
 
     def train(
-        self, task: str, seed: int, mask: Tensors | None = None, init: Tensors | str = "pre"
-    ) -> None:
+        self,
+        task: str,
+        seed: int,
+        mask: Tensors | None = None,
+        init: Tensors | str = "pre",
+        data_seed: int | None = None,
+    ) -> Command:
         """Add the training of the subnetwork `mask` (None: the full network).
 
-        It starts from pre-trained (`init` "pre"), random ("rand") or given weights.
+        It starts from pre-trained (`init` "pre"), random ("rand") or given weights. With
+        `data_seed`, it keeps its model, for connectivity.py.
         """
         start, weights = (init, None) if isinstance(init, str) else ("pre", init)
         name = f"{weights.name if weights else start}.{mask.name if mask else 'full'}"
-        output = self.out / self.names[task] / name / f"seed{seed}"
+        order = "" if data_seed is None else f"-order{data_seed}"
+        output = self.out / self.names[task] / name / f"seed{seed}{order}"
         script = {"squad": "squad_trans.py", "mlm": "pretrain_trans.py"}.get(task, "glue_trans.py")
         words: list[object] = ["python", "-u", script, "--dir", start]
         words += ["--mask_dir", mask.file] if mask else []
@@ -120,9 +127,17 @@ class CommandList:
             words += ["--max_steps", settings.steps()]
         else:
             words += ["--num_train_epochs", f"{settings.epochs:g}"]
-        words += ["--save_steps", 0, "--save_total_limit", 0]  # a table needs scores, no models
+        words += ["--save_steps", 0]
+        # a table needs scores, no models
+        words += ["--save_total_limit", 0] if data_seed is None else ["--data_seed", data_seed]
         needs = [source.command for source in (mask, weights) if source]
-        self._add([*words, *self.flags], output, *needs)
+        return self._add([*words, *self.flags], output, *needs)
+
+    def connect(self, one: Command, other: Command) -> None:
+        """Add the evaluation of the line between two trainings."""
+        output = one.output.with_name(f"{one.output.name}-line") / files.CONNECTIVITY
+        words: list[object] = ["python", "experiments/connectivity.py", one.output, other.output]
+        self._add([*words, "--output", output], output, one, other)
 
     def stages(self) -> list[list[Command]]:
         """Return the commands by stage. Those of one stage do not need each other."""

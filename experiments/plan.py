@@ -35,6 +35,7 @@ class Request:
     sources: tuple[str, ...]  # tasks that find the masks
     sparsity: dict[str, int]  # task -> percent at which to compare
     shuffles: list[str]  # modes of pertub_weight.py
+    percents: list[int]  # sparsities of tickets in `connectivity`; 0: the full network
     controls: str = "none"  # masks with a ticket's layer-wise sparsities: a choice of --controls
 
 
@@ -115,8 +116,16 @@ def figure_sparsity(commands: CommandList, request: Request) -> None:
             commands.train(task, seed, commands.one_shot(percent, seed))
 
 
+def connectivity(commands: CommandList, request: Request) -> None:
+    """Tickets trained with two data orders, and the line between their weights (ours)."""
+    for (task, seed), percent in itertools.product(request.runs, request.percents):
+        ticket = commands.ticket(task, seed, percent) if percent else None
+        pair = [commands.train(task, seed, ticket, data_seed=order) for order in (1, 2)]
+        commands.connect(*pair)
+
+
 _TABLES = (table2, table3, table4)
-_FIGURES = (figure2, figure_rewind, figure_overlap, figure_sparsity)
+_FIGURES = (figure2, figure_rewind, figure_overlap, figure_sparsity, connectivity)
 SEEDS, LARGEST = 1000, 10**7  # the most seeds; no number of a flag is larger
 BUILDERS = {builder.__name__: builder for builder in (*_TABLES, *_FIGURES)}
 # flag -> field, the type of its value, help; folder names show the changes in this order
@@ -182,9 +191,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--flags", default="", help="words appended to every training command, as in --flags=--bf16"
     )
-    text = (
-        "masks of ours in table2: magnitude in each matrix, the ticket's shuffled within matrices"
-    )
+    text = "sparsities of the tickets in connectivity; 0: the full network (ours)"
+    add("--sparsities", nargs="+", type=float, metavar="S", default=[0, 0.3, 0.5, 0.7], help=text)
+    text = "controls in table2 with a ticket's layer-wise sparsities: masks of oneshot.py (ours)"
     add("--controls", choices=["none", "layerwise", "shuffle", "all"], default="none", help=text)
     return parser.parse_args(argv)
 
@@ -230,7 +239,8 @@ def command_list(args: argparse.Namespace) -> CommandList:
         flags=_split("--flags", args.flags),
     )
     runs = list(itertools.product(tasks, range(1, args.seeds + 1)))
-    request = Request(runs, sources, sparsity, args.shuffles, args.controls)
+    percents = [_percent("--sparsities", each) if each else 0 for each in args.sparsities]
+    request = Request(runs, sources, sparsity, args.shuffles, percents, args.controls)
     BUILDERS[args.what](commands, request)
     return commands
 

@@ -159,7 +159,8 @@ def read(folder: Path, as_released: bool = False) -> Results:
                 continue
             if record.mask and record.mask_info is None:
                 notices.append(f"{where}: no origin of {record.mask}; in no table")
-            if record.final and record.method in ("train", "imp"):
+            usual = record.args.get("data_seed") is None  # else a pair for connectivity.py
+            if record.final and usual and record.method in ("train", "imp"):
                 place = {"where": where, "folder": path.parent, "step": record.step}
                 found.append(_row(record) | place)
     columns = [*KEY, "recipe", "score", "where", "folder", "step"]

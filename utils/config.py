@@ -262,6 +262,12 @@ class TrainingConfig:
         None, "keep the models of only so many checkpoints (0: none); masks stay", bounds=">= 0"
     )
     seed: int = flag(42, "seed of every random draw (ours: 42)", bounds=f">= 0, < {2**63}")
+    data_seed: int | None = flag(
+        None,
+        "seed of the order of the training rows, of MLM's masked tokens and of dropout, if it is "
+        "not --seed: for experiments/connectivity.py, in no table (ours)",
+        bounds=f">= 0, < {2**63}",
+    )
     no_cuda: bool = flag(False, "stay on the CPU")
     fp16: bool = flag(False, "mixed precision with float16 and loss scaling (GPU)")
     bf16: bool = flag(False, "mixed precision with bfloat16 (ours)")
@@ -282,6 +288,11 @@ class TrainingConfig:
             raise UserError(f"nothing to do: give --{' or --'.join(self.MODES)}")
         if self.fp16 and self.bf16:
             raise UserError("--fp16 and --bf16 exclude each other; give one")
+
+    @property
+    def order_seed(self) -> int:
+        """Seed of the noise of SGD: the order of the training rows, masked tokens and dropout."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def precision(self) -> str:

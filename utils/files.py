@@ -25,6 +25,7 @@ PACKED_MASK = "mask.safetensors"  # the mask of an exported ticket
 EVENTS = "events"  # TensorBoard events, in a folder of their own
 PREDICTIONS = "predictions_{prefix}.json"
 OUTCOMES = "predictions_{prefix}.npz"  # of an evaluation, per example of the development set
+CONNECTIVITY = "connectivity.jsonl"  # of experiments/connectivity.py
 NBEST = "nbest_predictions_{prefix}.json"
 NULL_ODDS = "null_odds_{prefix}.json"
 SUBMISSIONS = {  # to gluebenchmark.com, by task or split

@@ -83,7 +83,7 @@ def fine_tune(trainer: Trainer, plan: StepPlan, monitor: Monitor) -> None:
     """Train for the steps of `plan`, from the last checkpoint if there is one."""
     _, start = monitor.resume() or (0, 0)
     monitor.begin_round(0, 0, start)
-    seed = trainer.config.seed
+    seed = trainer.config.order_seed
     if start == 0:
         seed_round(seed, 0, trainer.runtime.rank)
     trainer.train(plan, start, (seed, 0), monitor.after_step)

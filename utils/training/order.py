@@ -31,7 +31,7 @@ class DataOrder:
     def from_config(cls, rows: int, training: TrainingConfig, runtime: Runtime) -> Self:
         """Return the order that the flags ask for."""
         batch_size = training.per_gpu_train_batch_size * runtime.world_size
-        return cls(rows, batch_size, training.gradient_accumulation_steps, training.seed)
+        return cls(rows, batch_size, training.gradient_accumulation_steps, training.order_seed)
 
     def total_steps(self, max_steps: int, epochs: float) -> int:
         """Return the optimizer steps of a run: `max_steps` if positive, else the epochs'."""

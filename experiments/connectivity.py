@@ -1,0 +1,217 @@
+"""Loss and score on the line between two trainings of one ticket with different data orders.
+
+Linear mode connectivity (Frankle et al. 2020, "Linear Mode Connectivity and the Lottery Ticket
+Hypothesis"): a network is stable to the noise of SGD if the line between two trainings from the
+same weights has no error barrier. The claim to test: tickets match the full network if they are
+stable. Train a ticket twice, with the same --seed and two values of --data_seed.
+"""
+
+if __name__ == "__main__":
+    import _root  # noqa: F401
+
+import argparse
+import dataclasses
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from experiments import figures, paper
+from utils import cli, files
+from utils.config import (
+    GlueConfig,
+    ModelConfig,
+    OutputConfig,
+    SquadConfig,
+    TextConfig,
+    TrainingConfig,
+)
+from utils.data.rows import batches_by_length
+from utils.errors import UserError
+from utils.modeling import bert
+from utils.modeling.bert import BertTaskModel
+from utils.modeling.runtime import Runtime
+from utils.pruning import masks
+from utils.runs.console import format_table
+from utils.runs.folder import differences, summarize
+from utils.runs.records import (
+    EvaluationRecord,
+    Owner,
+    append_record,
+    read_owner,
+    read_records,
+)
+from utils.runs.run import start_runtime
+from utils.tasks.base import LabelledTask, Task
+from utils.tasks.glue import GlueTask
+from utils.tasks.mlm import MlmTask
+from utils.tasks.squad import SquadTask
+
+Config = TypeVar("Config")
+
+
+def load_record(folder: Path) -> EvaluationRecord:
+    """Return the final record of a finished training that kept its model. Raises UserError."""
+    owner = read_owner(folder) or Owner()
+    records, _ = read_records(folder / files.RESULTS)
+    final = [record for _, record in records if record.final and record.method == "train"]
+    if not owner.finished or not final:
+        raise UserError(f"{folder}: no finished training; run its command to the end")
+    for name in files.MODEL_FILES[:2]:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: no such file; train without --save_total_limit 0")
+    return final[-1]
+
+
+def check_pair(one: EvaluationRecord, other: EvaluationRecord) -> None:
+    """Raise UserError unless two trainings differ in --data_seed alone."""
+    masks = [record.mask_sha256 for record in (one, other)]
+    differing = differences(*({**record.args, "mask_dir": None} for record in (one, other)), {})
+    if masks[0] != masks[1]:
+        differing.insert(0, f"mask {masks[0]} there, {masks[1]} here")
+    if not differing or not all(item.startswith("--data_seed ") for item in differing):
+        problem = summarize(differing) or "nothing"
+        remedy = "train one ticket with two values of --data_seed"
+        raise UserError(f"RUN_A and RUN_B differ in {problem}; {remedy}")
+
+
+def _config(kind: type[Config], arguments: dict[str, Any]) -> Config:
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**{key: value for key, value in arguments.items() if key in names})
+
+
+def load_task(record: EvaluationRecord, folder: Path, runtime: Runtime) -> Task:
+    """Return the task of a training with its development set, which has labels to train on."""
+    arguments, no_cuda = record.args, runtime.device.type == "cpu"
+    model = ModelConfig(model_name_or_path=str(folder), cache_dir=arguments.get("cache_dir"))
+    squad = record.task == "squad"
+    training = TrainingConfig(do_eval=True, do_train=squad, no_cuda=no_cuda)
+    rest = (model, training, OutputConfig(output_dir=str(folder)))
+    if record.task == "mlm":
+        return MlmTask.load(_config(TextConfig, arguments), *rest)
+    if squad:
+        changes = {"train_file": arguments["predict_file"]}
+        return SquadTask.load(_config(SquadConfig, arguments | changes), *rest)
+    task = GlueTask.load(_config(GlueConfig, arguments), *rest)
+    return replace(task, train=next(iter(task.dev.values())))
+
+
+@torch.no_grad()
+def dev_loss(
+    task: Task, model: BertTaskModel, runtime: Runtime, metrics: dict[str, float]
+) -> float:
+    """Return the mean loss over the development set, given its metrics."""
+    if not isinstance(task, LabelledTask):
+        return math.log(metrics["perplexity"])  # over fixed masks
+    model.eval()
+    assert task.train is not None
+    total = 0.0
+    for rows in batches_by_length(task.train.rows):
+        total += len(rows) * task.loss(model, task.train_batch(rows, 0, runtime)).item()
+    return total / task.train_rows
+
+
+def barrier(losses: Sequence[float]) -> float:
+    """Return by how much the loss on the line is above the line between the ends' losses, or 0.
+
+    losses: at equal distances. Frankle et al. subtract the mean of the ends.
+    """
+    last = len(losses) - 1
+    ends = [losses[0] + at / last * (losses[-1] - losses[0]) for at in range(last + 1)]
+    return max(0.0, *(loss - end for loss, end in zip(losses, ends, strict=True)))
+
+
+def walk(
+    folders: tuple[Path, Path], record: EvaluationRecord, points: int
+) -> Iterator[EvaluationRecord]:
+    """Yield a record per point on the line between two models, trained as `record` says.
+
+    Its metrics "alpha", from 0 to 1, and "loss" are added to the task's.
+    """
+    runtime = start_runtime(TrainingConfig(do_eval=True, no_cuda=bool(record.args.get("no_cuda"))))
+    task = load_task(record, folders[0], runtime)
+    model, end = (bert.load_model(task.model_class, str(f), task.bert_config, 0) for f in folders)
+    start, theirs = masks.snapshot(model), masks.snapshot(end)
+    nn.Module.to(model, runtime.device)
+    base = replace(record, method="connectivity", args={"runs": list(map(str, folders))})
+    for alpha in np.linspace(0, 1, points).tolist():
+        masks.rewind(model, {n: torch.lerp(start[n], theirs[n], alpha) for n in start})
+        with tempfile.TemporaryDirectory() as folder:
+            metrics = task.evaluate(model, runtime, Path(folder), None)
+        metrics |= {"alpha": alpha, "loss": dev_loss(task, model, runtime, metrics)}
+        finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+        value = finite[task.score_key]
+        yield replace(base, metrics=finite, score=None if value is None else task.scale * value)
+
+
+def curves(records: list[EvaluationRecord]) -> dict[str, list[float]]:
+    """Return alpha, loss and error (100 less the score) of each point; nan if not defined."""
+    return {
+        "alpha": [_number(record.metrics["alpha"]) for record in records],
+        "loss": [_number(record.metrics["loss"]) for record in records],
+        "error": [100 - _number(record.score) for record in records],
+    }
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def draw(lines: dict[str, list[float]], title: str, path: Path) -> None:
+    """Draw loss and error against alpha."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(figures.SETTINGS), files.atomic_file(path) as temporary:
+        figure = Figure(figsize=(5.2, 2.2), layout="constrained")
+        for axes, name in zip(figure.subplots(1, 2), ("loss", "error"), strict=True):
+            axes.plot(lines["alpha"], lines[name], marker="o", markersize=3.5)
+            axes.axline(
+                (0, lines[name][0]), (1, lines[name][-1]), color=figures.GREY, linewidth=0.8
+            )
+            axes.set_title(f"barrier {barrier(lines[name]):.2g}", loc="left")
+            axes.set(xlabel="alpha", ylabel=name)
+        figure.suptitle(title, fontsize=8)
+        figure.savefig(temporary, dpi=figures.DPI, format="png")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Evaluate the line, write its records and curve, and print them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("run_a", type=Path, help="output folder of a training that kept its model")
+    add("run_b", type=Path, help="output folder of the same training with another --data_seed")
+    text = (
+        f"file of the records (ours: {files.CONNECTIVITY} beside RUN_A); the curve goes beside it"
+    )
+    add("--output", type=Path, help=text)
+    add("--points", type=int, default=11, help="points on the line, both ends included")
+    args = parser.parse_args(argv)
+    if args.points < 2:
+        raise UserError(f"--points {args.points} must be at least 2, the ends")
+    output = args.output or args.run_a.resolve().parent / files.CONNECTIVITY
+    one, other = map(load_record, (args.run_a, args.run_b))
+    check_pair(one, other)
+
+    records = list(walk((args.run_a, args.run_b), one, args.points))
+    with files.atomic_file(output) as temporary:
+        for record in records:
+            append_record(temporary, record)
+    lines = curves(records)
+    title = f"{paper.NAMES.get(one.task, one.task)}, sparsity {one.sparsity:.0%}"
+    if figures.INSTALLED:
+        draw(lines, title, output.with_suffix(".png"))
+    rows = [[f"{value:.4f}" for value in row] for row in zip(*lines.values(), strict=True)]
+    print(format_table(list(lines), rows))
+    loss, error = (barrier(lines[name]) for name in ("loss", "error"))
+    print(f"{title}: barrier {loss:.4f} in loss, {error:.2f} points in error; {output}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
