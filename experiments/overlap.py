@@ -4,23 +4,21 @@ if __name__ == "__main__":
     import _root  # noqa: F401
 
 import functools
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations, combinations_with_replacement, product
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from experiments import markup, paper
+from experiments.geometry import COUNTS, Bits, bits, cosine, count, iou
 from experiments.markup import Layout, Table
 from experiments.results import Cell, most_common, rewinding_label
 from utils import cli, files, schema
 from utils.errors import UserError
 from utils.pruning.origin import Origin
 
-COUNTS = ["both", "first", "second"]  # weights kept by both masks, by the first, by the second
 Measure = Callable[[int, int, int], float]  # of COUNTS
 
 
@@ -78,8 +76,8 @@ def _mask_file(origin_path: Path, as_released: bool, notices: list[str]) -> Mask
 
 
 @functools.cache
-def _bits(mask: MaskFile) -> dict[str, np.ndarray]:
-    """Return mask key -> uint8, one bit per weight; empty, with a warning, for another mask.
+def _bits(mask: MaskFile) -> dict[str, Bits]:
+    """Return the bits by mask key; empty, with a warning, for another mask than the origin's.
 
     Raises UserError if the file is corrupt.
     """
@@ -89,37 +87,12 @@ def _bits(mask: MaskFile) -> dict[str, np.ndarray]:
     if masks.digest(tensors) != mask.digest:
         files.warn(f"{mask.path}: the .json beside it describes another mask; left out")
         return {}
-    return {key: np.packbits(value.bool().numpy().reshape(-1)) for key, value in tensors.items()}
+    return bits(tensors)
 
 
 @functools.cache
 def _counts(one: MaskFile, other: MaskFile) -> pd.DataFrame:
-    return _count(_bits(one), _bits(other), (one.path, other.path))
-
-
-def _count(
-    one: dict[str, np.ndarray], other: dict[str, np.ndarray], paths: tuple[Path, Path]
-) -> pd.DataFrame:
-    """Return COUNTS of two masks of bits or bytes, with layer, kind and size, in a row per matrix.
-
-    Raises UserError for masks of different architectures.
-    """
-    if {key: a.shape for key, a in one.items()} != {key: b.shape for key, b in other.items()}:
-        what = " and ".join(map(str, paths))
-        raise UserError(f"{what} are masks of different architectures; give masks of one model")
-    pairs = {key: (a, other[key]) for key, a in one.items()}
-    rows = [(*_part(key), *map(_kept, (a & b, a, b)), a.size) for key, (a, b) in pairs.items()]
-    return pd.DataFrame(rows, columns=["layer", "kind", *COUNTS, "size"])
-
-
-def _kept(bits: np.ndarray) -> int:
-    return int(np.bitwise_count(bits).sum())
-
-
-def _part(key: str) -> tuple[str, str]:
-    """Return "layer N" and the kind of matrix of a mask key, or "pooler" twice."""
-    found = re.search(r"\.layer\.(\d+)\.(?:attention\.self\.)?(.+?)(?:\.dense)?\.weight", key)
-    return (f"layer {found[1]}", found[2].replace(".", " ")) if found else ("pooler", "pooler")
+    return count(_bits(one), _bits(other), (one.path, other.path))
 
 
 def _by_seed(masks: list[MaskFile], source: str, percent: float) -> dict[int | None, MaskFile]:
@@ -139,18 +112,6 @@ def pairs(masks: list[MaskFile], one: str, other: str, percent: float) -> list[p
     if paper.OMP in (one, other):
         return [_counts(*pair) for pair in product(a.values(), b.values())]
     return [_counts(a[seed], b[seed]) for seed in a if seed in b]
-
-
-def iou(both: int, first: int, second: int) -> float:
-    """Return intersection over union in percent; 100 if neither mask keeps any weight."""
-    return 100 * both / (first + second - both) if first + second else 100.0
-
-
-def cosine(both: int, first: int, second: int) -> float:
-    """Return the cosine of two masks as vectors, in percent; 100 if both are empty."""
-    if not first or not second:
-        return 100.0 if first == second else 0.0
-    return 100 * both / (first * second) ** 0.5
 
 
 def _mean(counts: list[pd.DataFrame], measure: Measure) -> Cell | None:
@@ -214,11 +175,7 @@ def compare(one: Path, other: Path) -> Table:
     """
     from utils.pruning import mask_files  # imports torch
 
-    a, b = (
-        {key: keep.numpy().view(np.uint8) for key, keep in mask_files.load(path).items()}
-        for path in (one, other)
-    )
-    counts = _count(a, b, (one, other))
+    counts = count(*(bits(mask_files.load(path)) for path in (one, other)), (one, other))
     header = ["", "sparsity, %", "sparsity of the second, %", "shared (IoU), %", "cosine x 100"]
     table = Table("overlap", f"Overlap of {one} and {other}", header, digits=2)
     by_part = [counts.groupby(part, sort=False) for part in ("layer", "kind")]

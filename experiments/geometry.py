@@ -1,0 +1,76 @@
+"""Geometry of masks: sparsity by matrix, overlap, and the overlap that chance would give.
+
+Masks of one sparsity overlap by chance, and more so if they agree in how much to prune where.
+Frankle et al. 2021 ("Pruning Neural Networks at Initialization: Why Are We Missing the Mark?") find
+that the layer-wise sparsities alone explain much of a mask.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+COUNTS = ["both", "first", "second"]  # weights kept by both masks, by the first, by the second
+Bits = tuple[np.ndarray, tuple[int, ...]]  # uint8, one bit per weight; the shape of the matrix
+
+
+def part_of(key: str) -> tuple[str, str]:
+    """Return "layer N" and the kind of matrix of a mask key, or "pooler" twice."""
+    found = re.search(r"\.layer\.(\d+)\.(?:attention\.self\.)?(.+?)(?:\.dense)?\.weight", key)
+    return (f"layer {found[1]}", found[2].replace(".", " ")) if found else ("pooler", "pooler")
+
+
+def iou(both: float, first: float, second: float) -> float:
+    """Return intersection over union in percent; 100 if neither mask keeps any weight."""
+    return 100 * both / (first + second - both) if first + second else 100.0
+
+
+def cosine(both: float, first: float, second: float) -> float:
+    """Return the cosine of two masks as vectors, in percent; 100 if both are empty."""
+    if not first or not second:
+        return 100.0 if first == second else 0.0
+    return 100 * both / (first * second) ** 0.5
+
+
+def bits(mask: Mapping[str, "torch.Tensor"]) -> dict[str, Bits]:
+    """Return the bits and the shape of each matrix of a mask; 1 keeps a weight."""
+    return {k: (np.packbits(m.bool().numpy().reshape(-1)), tuple(m.shape)) for k, m in mask.items()}
+
+
+def count(
+    one: Mapping[str, Bits], other: Mapping[str, Bits], paths: tuple[Path, Path]
+) -> pd.DataFrame:
+    """Return layer, kind, size and COUNTS in a row per matrix of the masks in two files.
+
+    Raises UserError for masks of different architectures.
+    """
+    if {key: shape for key, (_, shape) in one.items()} != {
+        key: shape for key, (_, shape) in other.items()
+    }:
+        what = " and ".join(map(str, paths))
+        raise UserError(f"{what} are masks of different architectures; give masks of one model")
+    rows = []
+    for key, (a, shape) in one.items():
+        b = other[key][0]
+        kept = [int(np.bitwise_count(each).sum()) for each in (a & b, a, b)]
+        rows.append((*part_of(key), math.prod(shape), *kept))
+    return pd.DataFrame(rows, columns=["layer", "kind", "size", *COUNTS])
+
+
+def by_chance(table: pd.DataFrame) -> tuple[float, float, float]:
+    """Return the expected COUNTS of two random masks with these sparsities in each matrix.
+
+    A weight of a matrix is kept by both with the product of the two fractions that are kept.
+    `iou` and `cosine` of the result are those of random masks, up to their small variance.
+    """
+    both = (table["first"] * table["second"] / table["size"]).sum()
+    return float(both), float(table["first"].sum()), float(table["second"].sum())
