@@ -49,7 +49,7 @@ class Outcomes:
         metric = str(content["metric"])
         if "predictions" in content:
             found, key = content["predictions"], content["labels"]
-            terms, score = _TERMS[metric](found, key)
+            terms, score = _terms(metric, found, key)
         else:
             top = content[metric].astype(float)
             key = content.get("weights", np.ones(len(top)))
@@ -78,24 +78,17 @@ def _pearson(sums: Array) -> Array:
     return 100 * (n * xy - x * y) / np.sqrt(np.maximum(variances, 1e-300))
 
 
-def _accuracy_terms(found: Array, labels: Array) -> Terms:
-    return np.stack([found == labels, np.ones(len(labels))], 1), _ratio
-
-
-def _matthews_terms(found: Array, labels: Array) -> Terms:
-    classes = np.union1d(found, labels)
-    pairs = (labels[:, None] == classes)[:, :, None] & (found[:, None] == classes)[:, None]
-    return pairs.reshape(len(labels), -1).astype(float), _matthews
-
-
-def _pearson_terms(found: Array, labels: Array) -> Terms:
-    x, y = (each - each.mean() for each in (found.astype(float), labels.astype(float)))
-    return np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], 1), _pearson
-
-
-_TERMS: dict[str, Callable[[Array, Array], Terms]] = {
-    **{"acc": _accuracy_terms, "mcc": _matthews_terms, "pearson": _pearson_terms},
-}
+def _terms(metric: str, found: Array, labels: Array) -> Terms:
+    """Return the terms of a GLUE metric and its score. Raises KeyError for an unknown metric."""
+    ones = np.ones(len(labels))
+    if metric == "mcc":
+        classes = np.union1d(found, labels)
+        pairs = (labels[:, None] == classes)[:, :, None] & (found[:, None] == classes)[:, None]
+        return pairs.reshape(len(labels), -1).astype(float), _matthews
+    if metric == "pearson":
+        x, y = (each - each.mean() for each in (found.astype(float), labels.astype(float)))
+        return np.stack([ones, x, y, x * x, y * y, x * y], 1), _pearson
+    return np.stack([{"acc": found == labels}[metric], ones], 1), _ratio
 
 
 def resample(terms: Array, random: np.random.Generator, count: int = RESAMPLES) -> Array:

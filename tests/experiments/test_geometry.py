@@ -58,5 +58,5 @@ def test_counts_by_hand():
     (row,) = count(one, other).itertuples(index=False)
     assert tuple(row) == ("layer 3", "query", 4, 2, 3, 3)
     assert geometry.iou(2, 3, 3) == 50 and geometry.cosine(2, 3, 3) == pytest.approx(200 / 3)
-    with pytest.raises(UserError, match="one.pt and other.pt"):
+    with pytest.raises(UserError, match="architectures"):
         count(one, {key: np.ones(5, bool)})

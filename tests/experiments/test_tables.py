@@ -81,6 +81,14 @@ def test_our_controls_have_rows_if_they_were_run(stsb):
     assert found.notices == []
 
 
+def test_trainings_with_a_data_order_of_their_own_are_in_no_table(stsb):
+    before = builders.table2(results.read(stsb), layout("sts-b")).rows
+    rows = trainings("sts-b", [1.0, 2.0, 3.0], args={"data_seed": 7})
+    write_rows(stsb / "sts-b" / "orders", rows)
+    found = results.read(stsb)
+    assert builders.table2(found, layout("sts-b")).rows == before and found.notices == []
+
+
 def test_both_rules_are_printed_and_differ(stsb):
     table = builders.table2(results.read(stsb), layout("sts-b"))
     assert (
