@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,14 +117,12 @@ def dev_loss(
     return total / task.train_rows
 
 
-def barrier(losses: Sequence[float]) -> float:
-    """Return by how much the loss on the line is above the line between the ends' losses, or 0.
+def barrier(losses: np.ndarray) -> float:
+    """Return by how much the losses, at equal distances, exceed the line between the ends' losses.
 
-    losses: at equal distances. Frankle et al. subtract the mean of the ends.
+    Frankle et al. subtract the mean of the ends.
     """
-    last = len(losses) - 1
-    ends = [losses[0] + at / last * (losses[-1] - losses[0]) for at in range(last + 1)]
-    return max(0.0, *(loss - end for loss, end in zip(losses, ends, strict=True)))
+    return float((losses - np.linspace(losses[0], losses[-1], len(losses))).max())
 
 
 def walk(
@@ -150,20 +148,14 @@ def walk(
         yield replace(base, metrics=finite, score=None if value is None else task.scale * value)
 
 
-def curves(records: list[EvaluationRecord]) -> dict[str, list[float]]:
-    """Return alpha, loss and error (100 less the score) of each point; nan if not defined."""
-    return {
-        "alpha": [_number(record.metrics["alpha"]) for record in records],
-        "loss": [_number(record.metrics["loss"]) for record in records],
-        "error": [100 - _number(record.score) for record in records],
-    }
+def curves(records: list[EvaluationRecord]) -> dict[str, np.ndarray]:
+    """Return alpha, loss and error (100 less the score) of the points; nan if not defined."""
+    rows = [(record.metrics["alpha"], record.metrics["loss"], record.score) for record in records]
+    alpha, loss, score = np.array(rows, dtype=float).T
+    return {"alpha": alpha, "loss": loss, "error": 100 - score}
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def draw(lines: dict[str, list[float]], title: str, path: Path) -> None:
+def draw(lines: dict[str, np.ndarray], title: str, path: Path) -> None:
     """Draw loss and error against alpha."""
     import matplotlib
     from matplotlib.figure import Figure

@@ -52,7 +52,7 @@ def test_the_ends_of_the_line_are_the_trainings(folder, capsys):
     assert {(row["method"], row["sparsity"], row["final"]) for row in rows} == {
         ("connectivity", 0.5, True)
     }
-    losses, printed = [row["metrics"]["loss"] for row in rows], capsys.readouterr().out
+    losses, printed = np.array([row["metrics"]["loss"] for row in rows]), capsys.readouterr().out
     assert len({f"{loss:.6f}" for loss in losses}) > 2 and all(0 < loss < 10 for loss in losses)
     assert f"barrier {connectivity.barrier(losses):.4f} in loss" in printed
     assert (folder / "line" / "connectivity.png").exists() == figures.INSTALLED
@@ -78,8 +78,10 @@ def test_a_convex_loss_has_no_barrier_and_a_bump_its_height(seed):
         return float(np.square(matrix @ (one + alpha * (other - one)) - 1).sum())
 
     alphas = np.linspace(0, 1, 11)
-    assert connectivity.barrier([loss(alpha) for alpha in alphas]) == pytest.approx(0, abs=1e-9)
-    slope = [1 + 2 * alpha + 0.7 * np.sin(np.pi * alpha) for alpha in alphas]
+    assert connectivity.barrier(np.array([loss(alpha) for alpha in alphas])) == pytest.approx(
+        0, abs=1e-9
+    )
+    slope = 1 + 2 * alphas + 0.7 * np.sin(np.pi * alphas)
     assert connectivity.barrier(slope) == pytest.approx(0.7)
 
 
