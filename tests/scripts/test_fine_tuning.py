@@ -47,7 +47,7 @@ def test_a_mask_of_imp_on_pre_trained_weights(data, imp, tmp_path, steps):
     assert row["mask_info"] == json.loads((path.parent / "mask.pt.json").read_text())
     assert zeros(out, mask) == (dropped(mask), True)
     records = {"results.jsonl", "eval_results.txt", "all_results.json"}
-    records |= {"events", "run.json", ".lock"}
+    records |= {"events", "run.json", ".lock", "predictions_.npz"}
     assert {p.name for p in out.iterdir()} == MODEL_FILES | records
     assert printed.splitlines()[2].split()[:2] == ["3", "50.0%"]
 

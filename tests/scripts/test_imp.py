@@ -178,7 +178,8 @@ def test_a_run_writes_these_files_and_no_others(ten_rounds):
     folder, _ = ten_rounds
     names = {p.name for p in folder.iterdir() if not p.name.startswith("checkpoint-")}
     records = {"results.jsonl", "eval_results.txt", "all_results.json", "tickets.json", "events"}
-    assert names == records | {"run.json", ".lock"}
+    outcomes = {f"predictions_{step}.npz" for step in range(4, 41, 4)}
+    assert names == records | outcomes | {"run.json", ".lock"}
     for k in range(1, 11):
         inside = {p.name for p in (folder / f"checkpoint-{4 * k}").iterdir()}
         assert inside == MODEL_FILES | ({"mask.pt", "mask.pt.json"} if k < 10 else set())
