@@ -175,7 +175,8 @@ def compare(one: Path, other: Path) -> Table:
     """
     from utils.pruning import mask_files  # imports torch
 
-    counts = count(*(bits(mask_files.load(path)) for path in (one, other)), (one, other))
+    a, b = (bits(mask_files.load(path)) for path in (one, other))
+    counts = count(a, b, (one, other))
     header = ["", "sparsity, %", "sparsity of the second, %", "shared (IoU), %", "cosine x 100"]
     table = Table("overlap", f"Overlap of {one} and {other}", header, digits=2)
     by_part = [counts.groupby(part, sort=False) for part in ("layer", "kind")]
