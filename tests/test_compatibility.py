@@ -82,7 +82,7 @@ def test_a_finished_run_is_recognised(name, tmp_path, monkeypatch):
     before = contents(out)
     ended, steps = run(name)
     assert (ended.code, ended.errors(), steps) == (0, [], [])
-    assert "finished" in ended.out
+    assert "this run is finished" in ended.notes()[-1]
     assert contents(out) == before
 
 
