@@ -5,6 +5,8 @@ from __future__ import annotations
 if __name__ == "__main__":
     import _root  # noqa: F401
 
+import argparse
+import hashlib
 import importlib.util
 import itertools
 import math
@@ -12,11 +14,10 @@ import os
 import sys
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from experiments import paper, results, tables
-from experiments.markup import DASH, Layout, Table, Value, show
+from experiments import markup, paper, results, tables
+from experiments.markup import DASH, Table, Value, show
 from experiments.results import Cell, Results
 from utils import cli, files
 from utils.errors import UserError
@@ -201,39 +202,52 @@ DRAW = {  # name of a table -> how it is drawn; overlaps as `shares`
 }
 
 
-def draw(folder: Path, layout: Layout, as_released: bool) -> dict[str, Figure]:
-    """Return name -> figure, for which there is data.
+def requested(
+    argv: list[str] | None = None,
+) -> tuple[argparse.Namespace, list[Table], Results]:
+    """Return the flags of a command line, the tables to draw, and the results.
 
     Raises UserError if there are no results, or those of one task have different recipes.
     """
+    flags = tables.parser(__doc__, "figures")
+    flags.add_argument("--only", nargs="+", metavar="NAME", help="draw these figures alone")
+    args = flags.parse_args(argv)
+    args.out = args.out or args.folder / "figures"
+    layout = tables.layout_of(args.tasks, args.sparsity, not args.no_paper)
     wanted = ["figure2", "figure_rewind", "figure_sparsity", tables.OVERLAP]
-    made, found = tables.build(folder, layout, wanted, as_released)
-    drawn = {}
-    for table in made:
+    made, found = tables.build(args.folder, layout, wanted, args.as_released)
+    return args, [table for table in made if not args.only or table.name in args.only], found
+
+
+def digest(table: Table) -> str:
+    """Return the sha256 of the numbers of a table; a file that shows them contains it."""
+    return hashlib.sha256(markup.comma_separated(table).encode()).hexdigest()
+
+
+def write(args: argparse.Namespace, table: Table, found: Results, *suffixes: str) -> None:
+    """Draw a table to NAME.SUFFIX; scores against sparsity from `found`."""
+    if not INSTALLED:
+        raise UserError("matplotlib is not installed; pip install -r requirements-figures.txt")
+    with matplotlib.rc_context(SETTINGS):
         if table.name == "figure_sparsity":
-            drawn[table.name] = sparsities(found, layout.tasks)
+            figure = sparsities(found, paper.task_keys(args.tasks))
         else:
-            drawn[table.name] = DRAW.get(table.name, shares)(table)
-    for notice in found.notices:
-        files.warn(notice)
-    return drawn
+            figure = DRAW.get(table.name, shares)(table)
+        for suffix in suffixes:
+            source = {"Keywords" if suffix == "pdf" else "Description": digest(table)}
+            with files.atomic_file(args.out / f"{table.name}.{suffix}") as temporary:
+                figure.savefig(temporary, dpi=DPI, format=suffix, metadata=source)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Draw and write NAME.png and NAME.pdf of every figure."""
-    args = tables.parser(__doc__, "figures").parse_args(argv)
-    if not INSTALLED:
-        raise UserError("matplotlib is not installed; pip install -r requirements-figures.txt")
-    layout = tables.layout_of(args.tasks, args.sparsity, not args.no_paper)
-    out = args.out or args.folder / "figures"
-    with matplotlib.rc_context(SETTINGS):
-        drawn = draw(args.folder, layout, args.as_released)
-        for name, figure in drawn.items():
-            for suffix in ("png", "pdf"):
-                with files.atomic_file(out / f"{name}.{suffix}") as temporary:
-                    figure.savefig(temporary, dpi=DPI, format=suffix)
-            print(out / f"{name}.png")
-    print(f"{len(drawn)} figures written to {out}", file=sys.stderr)
+    args, made, found = requested(argv)
+    for notice in found.notices:
+        files.warn(notice)
+    for table in made:
+        write(args, table, found, "png", "pdf")
+        print(args.out / f"{table.name}.png")
+    print(f"{len(made)} figures written to {args.out}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -177,7 +177,8 @@ def _row(record: EvaluationRecord) -> dict[str, Any]:
     if source in NO_TASK and mask.weight == "rand":
         source += "_rand"
     if record.method == "imp" and mask == Origin():  # IMP's first round, still without a mask
-        later = float(bool(args.get("rewind_steps")))  # 1: i > 0, so no training of theta_0
+        steps = args.get("rewind_steps")  # if i > 0, this is no training of theta_0
+        later = max(0.01, steps / max(1, record.step)) if steps else 0.0
         rewind = "none" if args.get("no_rewind") else "theta_i"
         mask = Origin(rewind=rewind, rewind_fraction=later, as_released=args.get("as_released"))
     init_rewinding = None if init.rewind_fraction is None else rewinding_label(init)

@@ -106,8 +106,10 @@ def layout_of(tasks: list[str] | None, sparsity: float | None, with_paper: bool)
     return Layout(paper.task_keys(tasks), with_paper, percent, named=bool(tasks))
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Write the tables and print them."""
+def requested(
+    argv: list[str] | None = None,
+) -> tuple[argparse.Namespace, list[Table], Results]:
+    """Return the flags of a command line, and what `build` makes for them."""
     flags = parser(__doc__, "tables")
     names = [*BUILDERS, OVERLAP]
     flags.add_argument("--only", nargs="+", choices=names, help="build these tables alone")
@@ -115,7 +117,12 @@ def main(argv: list[str] | None = None) -> None:
     flags.add_argument("--statistics", action="store_true", help=text)
     args = flags.parse_args(argv)
     layout = layout_of(args.tasks, args.sparsity, not args.no_paper)
-    tables, found = build(args.folder, layout, args.only, args.as_released, args.statistics)
+    return args, *build(args.folder, layout, args.only, args.as_released, args.statistics)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the tables and print them."""
+    args, tables, found = requested(argv)
     out = args.out or args.folder / "tables"
     print(write(tables, found.notices, out))
     for notice in found.notices:

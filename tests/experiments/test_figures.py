@@ -77,8 +77,7 @@ def test_curves_pass_through_the_means(tree, layout):
 
 def test_curves_without_a_full_network(tmp_path):
     write_rows(tmp_path, trainings("rte", [58.0], imp("rte", 0.7)))
-    drawn = figures.draw(tmp_path, Layout(("sts-b", "rte"), True, None), False)
-    [axes] = drawn["figure_sparsity"].axes
+    [axes] = figures.sparsities(results.read(tmp_path), ("sts-b", "rte")).axes
     assert [
         list(zip(*line.get_data(), strict=True)) for line in axes.lines if line.get_marker() == "o"
     ] == [[(70.0, 58.0)]]
@@ -169,4 +168,4 @@ def test_a_figure_never_mixes_recipes(tmp_path):
         )
         save_mask(folder, small_mask(0.7, seed), info)
     with pytest.raises(UserError, match="RTE: --learning_rate"):
-        figures.draw(tmp_path, Layout(("rte",), True, 0.5), False)
+        figures.main([str(tmp_path), "--tasks", "rte", "--sparsity", "0.5"])

@@ -1,0 +1,94 @@
+"""Write the generated blocks of RESULTS.md from the rows below docs/results, or check them.
+
+A block begins with <!-- generated: COMMAND --> and ends with <!-- end -->. COMMAND is tables,
+figures or verdict, with the arguments of that script, or text FILE. Paths start at the folder of
+the Markdown file.
+"""
+
+if __name__ == "__main__":
+    import _root  # noqa: F401
+
+import contextlib
+import io
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from experiments import figures, markup, tables, verdict
+from utils import cli, files
+from utils.errors import UserError
+
+BEGIN, END = "<!-- generated: ", "<!-- end -->"
+BLOCK = re.compile(rf"({BEGIN}(.+) -->\n)((?:(?!<!-- ).*\n)*)(?={END})")
+COMMANDS = ("tables", "figures", "verdict", "text")
+
+
+def render(command: str, check: bool) -> str:
+    """Return what a block shows. Figures of other numbers are drawn again, or named in a check."""
+    name, *words = shlex.split(command)
+    if name == "tables":
+        args, made, found = tables.requested(words)
+        pieces = [markup.markdown(table) for table in made]
+        if found.notices:
+            script = f"`python experiments/tables.py {args.folder}`"
+            pieces.append(f"Rows left out: {len(found.notices)}. {script} lists them.\n")
+        return "\n".join(pieces)
+    if name == "figures":
+        args, made, found = figures.requested(words)
+        pieces = []
+        for table in made:
+            path = args.out / f"{table.name}.png"
+            pieces.append(f"![{table.title}]({path.as_posix()})\n")
+            if path.is_file() and figures.digest(table).encode() in path.read_bytes():
+                continue
+            if check:
+                pieces.append("drawn from other numbers\n")
+            else:
+                figures.write(args, table, found, "png")
+        return "\n".join(pieces)
+    if name == "verdict":
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            verdict.main(words)
+        return f"```\n{printed.getvalue()}```\n"
+    if name == "text":
+        return f"```\n{Path(*words).read_text(encoding='utf-8').rstrip()}\n```\n"
+    raise UserError(f"{name!r} is no command; choose from {', '.join(COMMANDS)}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the blocks, or check them: exit code 1 if one differs."""
+    parser = cli.OneLineParser(__doc__)
+    add = parser.add_argument
+    add("file", nargs="?", type=Path, default=Path("RESULTS.md"), help="Markdown file")
+    add("--check", action="store_true", help="write nothing; fail if a block or figure differs")
+    args = parser.parse_args(argv)
+    if not args.file.is_file():
+        raise UserError(f"{args.file}: no such file; give a Markdown file with generated blocks")
+    text, differ = args.file.read_text(encoding="utf-8", errors="replace"), []
+    if "\ufffd" in text:
+        raise UserError(f"{args.file}: not UTF-8; give a Markdown file in UTF-8")
+    if text.count(BEGIN) != len(BLOCK.findall(text)):
+        raise UserError(f"{args.file}: a line {BEGIN}... --> has no {END} after it; add that line")
+
+    def renew(block: re.Match[str]) -> str:
+        where = f"{args.file}, line {text.count(chr(10), 0, block.start()) + 1}"
+        try:
+            content = render(block[2], args.check) + "\n"  # a table ends with an empty line
+        except (UserError, ValueError, FileNotFoundError) as error:  # also wrong quotes, no UTF-8
+            raise UserError(f"{where}: {error}") from error
+        if content != block[3]:
+            differ.append(f"{where}: {block[2]}")
+        return block[1] + content
+
+    with contextlib.chdir(args.file.resolve().parent):
+        renewed = BLOCK.sub(renew, text)
+    if not args.check and differ:
+        files.write_text(args.file, renewed)
+    for where in differ:
+        print(where, "differs from its rows" if args.check else "written", file=sys.stderr)
+    return int(args.check and bool(differ))
+
+
+if __name__ == "__main__":
+    cli.run(main)
