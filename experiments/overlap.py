@@ -4,10 +4,12 @@ if __name__ == "__main__":
     import _root  # noqa: F401
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from itertools import combinations, combinations_with_replacement, product
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -19,30 +21,39 @@ from utils import cli, files, schema
 from utils.errors import UserError
 from utils.pruning.origin import Origin
 
+COLUMNS = ["layer", "kind", "size", *COUNTS]
 Measure = Callable[[int, int, int], float]  # of COUNTS
 
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A mask file; `source` is the task that IMP found it on, or paper.OMP for theta_0 itself."""
+    """A mask file; `source` is the task that IMP found it on, or paper.OMP for theta_0 itself.
+
+    If `path` is a file of `store`, `stored` maps digests of other masks to counts of the pair, in
+    either order: all measures are symmetric.
+    """
 
     path: Path
     source: str
     percent: float
     seed: int | None
     digest: str
+    stored: dict[str, pd.DataFrame] = field(default_factory=dict, compare=False)
 
 
 def find(folder: Path, as_released: bool, notices: list[str]) -> list[MaskFile]:
     """Return the masks of IMP that rewinds to theta_0, and the one-shot masks of theta_0.
 
-    Different masks of one task, sparsity and seed, and masks with an invalid origin, are left out
-    with a notice.
+    They are mask files, or come from a file of `store`. Different masks of one task, sparsity and
+    seed, and masks with an invalid origin, are left out with a notice.
     """
     groups: dict[tuple[str, float, int | None], list[MaskFile]] = {}
     for path in sorted(folder.rglob(f"*.pt{files.ORIGIN_SUFFIX}")):
         mask = _mask_file(path, as_released, notices)
         if mask and not files.moved_aside(path, folder):
+            groups.setdefault((mask.source, mask.percent, mask.seed), []).append(mask)
+    for path in [] if as_released else sorted(folder.rglob(files.OVERLAPS)):
+        for mask in _stored_masks(path):
             groups.setdefault((mask.source, mask.percent, mask.seed), []).append(mask)
     kept = []
     for (source, percent, seed), group in groups.items():
@@ -75,6 +86,33 @@ def _mask_file(origin_path: Path, as_released: bool, notices: list[str]) -> Mask
     return MaskFile(path, str(origin.task), percent, origin.seed, digest) if wanted else None
 
 
+def store(masks: list[MaskFile], path: Path) -> None:
+    """Write the counts of each pair, one a row, which `find` reads in place of the masks."""
+    rows: list[Any] = []
+    for one, other in combinations([mask for mask in masks if _bits(mask)], 2):
+        related = one.source == other.source or one.seed == other.seed
+        if one.percent == other.percent and (related or paper.OMP in (one.source, other.source)):
+            ends = [[mask.source, mask.seed, mask.digest] for mask in (one, other)]
+            rows.append([one.percent, ends, _counts(one, other).to_numpy().tolist()])
+    files.write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def _stored_masks(path: Path) -> Iterable[MaskFile]:
+    """Return the masks of a file of `store`. Raises UserError for another row."""
+    masks: dict[MaskFile, MaskFile] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            percent, ends, counts = json.loads(line)
+            columns = zip(COLUMNS, zip(*counts, strict=True), strict=True)
+            table = pd.DataFrame(dict(columns)).astype(dict.fromkeys(COLUMNS[2:], int))
+            one, other = (MaskFile(path, s, percent, seed, sha) for s, seed, sha in ends)
+            for own, another in ((one, other), (other, one)):
+                masks.setdefault(own, own).stored[another.digest] = table
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}, line {number}: corrupt; collect the runs again") from error
+    return masks.values()
+
+
 @functools.cache
 def _bits(mask: MaskFile) -> dict[str, Bits]:
     """Return the bits by mask key; empty, with a warning, for another mask than the origin's.
@@ -92,12 +130,14 @@ def _bits(mask: MaskFile) -> dict[str, Bits]:
 
 @functools.cache
 def _counts(one: MaskFile, other: MaskFile) -> pd.DataFrame:
+    if other.digest in one.stored:
+        return one.stored[other.digest]
     return count(_bits(one), _bits(other), (one.path, other.path))
 
 
 def _by_seed(masks: list[MaskFile], source: str, percent: float) -> dict[int | None, MaskFile]:
     found = (mask for mask in masks if (mask.source, mask.percent) == (source, percent))
-    return {mask.seed: mask for mask in found if _bits(mask)}
+    return {mask.seed: mask for mask in found if mask.stored or _bits(mask)}
 
 
 def pairs(masks: list[MaskFile], one: str, other: str, percent: float) -> list[pd.DataFrame]:
@@ -108,10 +148,12 @@ def pairs(masks: list[MaskFile], one: str, other: str, percent: float) -> list[p
     """
     a, b = _by_seed(masks, one, percent), _by_seed(masks, other, percent)
     if one == other:
-        return [_counts(*pair) for pair in combinations(a.values(), 2)]
-    if paper.OMP in (one, other):
-        return [_counts(*pair) for pair in product(a.values(), b.values())]
-    return [_counts(a[seed], b[seed]) for seed in a if seed in b]
+        found = list(combinations(a.values(), 2))
+    elif paper.OMP in (one, other):
+        found = list(product(a.values(), b.values()))
+    else:
+        found = [(a[seed], b[seed]) for seed in a if seed in b]
+    return [_counts(x, y) for x, y in found if y.digest in x.stored or not (x.stored or y.stored)]
 
 
 def _mean(counts: list[pd.DataFrame], measure: Measure) -> Cell | None:

@@ -21,6 +21,7 @@ ALL_RESULTS = "all_results.json"  # the same, as Hugging Face's examples write i
 TICKETS = "tickets.json"  # sparsity -> mask file and score
 MASK = "mask.pt"  # the mask of a round, in its model folder
 ORIGIN_SUFFIX = ".json"  # mask.pt.json: where a mask or perturbed weights come from
+OVERLAPS = "overlaps.jsonl"  # of the masks of a study, in place of the masks
 PACKED_MASK = "mask.safetensors"  # the mask of an exported ticket
 EVENTS = "events"  # TensorBoard events, in a folder of their own
 PREDICTIONS = "predictions_{prefix}.json"
