@@ -43,6 +43,7 @@ class CommandList:
     names: dict[str, str]  # by task, in folder names: they show changed hyper-parameters
     imp_end: int  # percent, the last sparsity of IMP's usual schedule
     flags: list[str]  # appended to every training command
+    mask_seeds: int = 0  # IMP runs per task that all seeds share; 0: one per seed
     commands: dict[Path, Command] = field(default_factory=dict)  # by output
 
     def imp(self, task: str, seed: int, end: int | None = None, rewind: int | None = 0) -> Command:
@@ -50,7 +51,7 @@ class CommandList:
 
         It rewinds to `rewind` percent of a round (None: it does not rewind).
         """
-        end = end or self.imp_end
+        end, seed = end or self.imp_end, self._mask_seed(seed)
         steps, schedule = self.hyperparameters[task].steps(), sparsities(end)
         output = self.out / self.names[task] / f"{_imp_name(rewind)}-to{end}" / f"seed{seed}"
         script = {"squad": "squad_trans.py", "mlm": "LT_pretrain.py"}.get(task, "LT_glue.py")
@@ -71,7 +72,7 @@ class CommandList:
         command = self.imp(task, seed, None if usual else percent, rewind)
         step = len(sparsities(percent)) * self.hyperparameters[task].steps()
         file = command.output / files.model_folder_name(step) / files.MASK
-        name = f"{_imp_name(rewind)}-{self.names[task]}-{percent}-seed{seed}"
+        name = f"{_imp_name(rewind)}-{self.names[task]}-{percent}-seed{self._mask_seed(seed)}"
         return Tensors(name, file, command)
 
     def one_shot(self, percent: int, seed: int | None = None, method: str = "magnitude") -> Tensors:
@@ -145,6 +146,9 @@ class CommandList:
         for command in self.commands.values():
             stages.setdefault(command.stage, []).append(command)
         return [stages[number] for number in sorted(stages)]
+
+    def _mask_seed(self, seed: int) -> int:
+        return (seed - 1) % (self.mask_seeds or seed) + 1
 
     def _add(self, words: list[object], output: Path, *needs: Command) -> Command:
         return self.commands.setdefault(output, Command(tuple(map(str, words)), output, needs))

@@ -174,6 +174,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     text = "tasks that find the masks (default: --tasks; for figure_rewind MLM and SQuAD)"
     add("--sources", nargs="+", metavar="TASK", help=text)
     add("--seeds", type=int, default=5, help="number of seeds, from 1 on")
+    text = "number of IMP runs per task, from seed 1 on, that all seeds share (default: --seeds)"
+    add("--mask_seeds", type=int, metavar="N", help=text)
     text = "hub name or local folder of the pre-trained BERT"
     add("--model", default="bert-base-uncased", help=text)
     text = "folder with glue_data, SQuAD and pretrain_data; left out, the data come from the hub"
@@ -202,6 +204,8 @@ def command_list(args: argparse.Namespace) -> CommandList:
     """Return the commands that the flags request. Raises UserError for a bad value of a flag."""
     if not 1 <= args.seeds <= SEEDS:
         raise UserError(f"--seeds {args.seeds}: give a number from 1 to {SEEDS}")
+    if args.mask_seeds is not None and not 1 <= args.mask_seeds <= args.seeds:
+        raise UserError(f"--mask_seeds {args.mask_seeds}: give a number from 1 to --seeds")
     tasks = paper.task_keys(args.tasks)
     rewound = ["MLM", "SQuAD"] if args.what == "figure_rewind" else args.tasks
     sources = paper.task_keys(args.sources or rewound)
@@ -237,6 +241,7 @@ def command_list(args: argparse.Namespace) -> CommandList:
         names=names,
         imp_end=_percent("--imp_to", args.imp_to),
         flags=_split("--flags", args.flags),
+        mask_seeds=args.mask_seeds or 0,
     )
     runs = list(itertools.product(tasks, range(1, args.seeds + 1)))
     percents = [_percent("--sparsities", each) if each else 0 for each in args.sparsities]

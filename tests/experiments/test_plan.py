@@ -91,6 +91,22 @@ def test_connectivity_trains_each_ticket_with_two_data_orders():
     assert sorted("--mask_dir" in line.needs[0].words for line in lines) == [False] * 2 + [True] * 2
 
 
+def test_seeds_share_the_masks_of_fewer_imp_runs():
+    words = ["--tasks", "RTE", "--seeds", "3", "--mask_seeds", "2", "--shuffles"]
+    first, second = planned("table2", *words)
+    found = [
+        str(c.output.relative_to("runs/bert-base-uncased/RTE"))
+        for c in first
+        if c.words[2] == "LT_glue.py"
+    ]
+    assert found == ["imp-to90/seed1", "imp-to90/seed2"]
+    for seed, mask_seed in ((1, 1), (2, 2), (3, 1)):
+        ticket = flags(by_output([second], f"RTE/pre.imp-RTE-60-seed{mask_seed}/seed{seed}"))
+        assert (
+            ticket["--seed"] == str(seed) and f"/imp-to90/seed{mask_seed}/" in ticket["--mask_dir"]
+        )
+
+
 def test_squad_and_mlm_have_scripts_and_settings_of_their_own():
     stages = planned("table4", "--tasks", "squad", "mlm", "--seeds", "1", "--data", "d")
     squad = by_output(stages, "SQuAD/imp-to90/seed1")
@@ -263,6 +279,7 @@ def test_the_scripts_accept_every_command():
         (["--imp_to", "0.001"], "--imp_to 0.001"),
         (["--seeds", "1000000000"], "--seeds 1000000000"),
         (["--flags", "--a 'b"], "--flags --a 'b"),
+        *((["--seeds", "2", "--mask_seeds", word], f"--mask_seeds {word}") for word in "03"),
         *((["--imp_to", word], f"--imp_to {word}") for word in ("nan", "inf", "7")),
         *(
             ([f"--{flag}", f"rte={word}"], f"--{flag} rte={word}")
