@@ -85,6 +85,13 @@ def test_a_fine_tuning_has_no_rounds_and_prints_each_evaluation(data, tmp_path, 
     assert ended.code == 0 and "round" not in ended.out + ended.err and "training:" in ended.err
     rows = launch.results(tmp_path / "out")
     lines = ended.out.splitlines()
+    written = {
+        event.step: value.simple_value
+        for event in events(tmp_path / "out")
+        for value in event.summary.value
+        if value.tag == "eval_pearson"
+    }
+    assert written == {row["step"]: pytest.approx(row["metrics"]["pearson"]) for row in rows}
     assert ended.notes() == ["resuming from step 3 of 6"]
     assert lines[0].startswith(f"step 4  sparsity 0.0%  pearson {rows[1]['score']:.2f}  spearmanr ")
     assert [line.split()[:3] for line in lines[-3:]] == [
