@@ -85,7 +85,8 @@ class CommandList:
     def shuffled(self, mask: Tensors, seed: int) -> Tensors:
         """Add the mask with its entries permuted within each matrix."""
         words = ["--method", "shuffle", "--mask_dir", mask.file]
-        return self._mask(f"shuffled-{mask.name}", words, seed, mask.command)
+        own = "" if self._mask_seed(seed) == seed else f"-seed{seed}"  # of a mask that seeds share
+        return self._mask(f"shuffled-{mask.name}{own}", words, seed, mask.command)
 
     def _mask(self, name: str, how: list[object], seed: int, *needs: Command) -> Tensors:
         output = self.out / "masks" / name

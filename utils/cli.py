@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import gc
 import logging
+import operator
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar, get_args
 
 from utils import files
-from utils.config import RunConfig, check_bounds
+from utils.config import LIMITS, RunConfig
 from utils.errors import UserError, first_line
 from utils.runs import ranks, signals
 
@@ -152,6 +153,20 @@ def _build(config_class: Any, values: dict[str, Any]) -> Any:
     config = config_class(**built)
     check_bounds(config)
     return config
+
+
+def check_bounds(config: Any) -> None:
+    """Raise UserError for the first flag of a config dataclass outside its bounds."""
+    compare = {">": operator.gt, ">=": operator.ge, "<": operator.lt}
+    for field in dataclasses.fields(config):
+        value, bounds = getattr(config, field.name), field.metadata.get("bounds", "")
+        for number in value if isinstance(value, tuple) else (value,):
+            if type(number) not in LIMITS:
+                continue
+            parts = (*LIMITS[type(number)], *filter(None, bounds.split(", ")))
+            ends = {part[0]: part for part in parts}.values()  # the last lower and upper bound
+            if not all(compare[sign](number, float(end)) for sign, end in map(str.split, ends)):
+                raise UserError(f"--{field.name} {number} must be a number {', '.join(ends)}")
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -1,7 +1,6 @@
 """Every flag, declared once: frozen dataclasses, one per group; utils/cli.py parses them."""
 
 import dataclasses
-import operator
 import os
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -37,20 +36,6 @@ def defaults(**values: Any) -> Any:
 def _threads() -> Any:
     cores = os.cpu_count() or 1
     return flag(cores, "threads of the tokenizer (ours: all cores)", bounds=">= 1, < 4097")
-
-
-def check_bounds(config: Any) -> None:
-    """Raise UserError for the first flag of a config dataclass outside its bounds."""
-    compare = {">": operator.gt, ">=": operator.ge, "<": operator.lt}
-    for field in dataclasses.fields(config):
-        value, bounds = getattr(config, field.name), field.metadata.get("bounds", "")
-        for number in value if isinstance(value, tuple) else (value,):
-            if type(number) not in LIMITS:
-                continue
-            parts = (*LIMITS[type(number)], *filter(None, bounds.split(", ")))
-            ends = {part[0]: part for part in parts}.values()  # the last lower and upper bound
-            if not all(compare[sign](number, float(end)) for sign, end in map(str.split, ends)):
-                raise UserError(f"--{field.name} {number} must be a number {', '.join(ends)}")
 
 
 def flag_values(config: Any) -> dict[str, Any]:

@@ -107,6 +107,13 @@ def test_seeds_share_the_masks_of_fewer_imp_runs():
         )
 
 
+def test_each_seed_shuffles_a_shared_mask_into_a_folder_of_its_own():
+    words = ["--tasks", "RTE", "--seeds", "3", "--mask_seeds", "1", "--controls", "shuffle"]
+    made = {c.output: c for c in itertools.chain(*planned("table2", *words))}
+    masks = [c for output, c in made.items() if output.name.startswith("shuffled-")]
+    assert sorted(flags(c)["--seed"] for c in masks) == ["1", "2", "3"]
+
+
 def test_squad_and_mlm_have_scripts_and_settings_of_their_own():
     stages = planned("table4", "--tasks", "squad", "mlm", "--seeds", "1", "--data", "d")
     squad = by_output(stages, "SQuAD/imp-to90/seed1")

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertTokenizer
 
 from utils.config import ModelConfig, OutputConfig, TextConfig, TrainingConfig
 from utils.data import hub
-from utils.data.rows import EVALUATION_TOKENS, content_digest, warn_of_unknown
+from utils.data.rows import EVALUATION_TOKENS, Rows, content_digest, warn_of_unknown
 from utils.data.seeds import derive_seed
 from utils.data.text import Blocks, Text, load_blocks
 from utils.modeling import bert
@@ -93,6 +93,21 @@ class MlmBatch(Batch):
     positions: torch.Tensor
     targets: torch.Tensor
     blocks: torch.Tensor | None = None
+
+    @classmethod
+    def join(
+        cls, blocks: Rows, masked: list[MaskedTokens], numbers: range, device: torch.device
+    ) -> Self:
+        """Return the batch of blocks that are masked one by one; `numbers` identify them."""
+        packed = pack(blocks, np.arange(len(blocks)))
+        packed.ids = torch.cat([each.inputs for each in masked])[None]
+        starts = zip(masked, packed.first, strict=True)
+        positions = torch.cat([each.positions + first for each, first in starts])
+        targets = torch.cat([each.targets for each in masked])
+        counts = torch.tensor([len(each.targets) for each in masked])
+        block_of = torch.tensor(numbers).repeat_interleave(counts)
+        tensors = (send(each, device) for each in (positions, targets, block_of))
+        return cls(packed.to(device), len(targets), *tensors)
 
     def bucketed(self) -> Self:
         """Return the same batch in one of few shapes: K is padded with targets that are ignored."""
@@ -191,8 +206,7 @@ class MlmTask(Task):
     def logits(self, model: BertTaskModel, batch: MlmBatch) -> torch.Tensor:
         """Return the scores of every WordPiece at the masked tokens, [K, vocabulary]."""
         assert isinstance(model, MaskedLanguageModel)
-        hidden = encode(model.bert, batch.packed)
-        return model.cls(hidden.index_select(0, batch.positions))
+        return model.cls(encode(model.bert, batch.packed).index_select(0, batch.positions))
 
     def loss(self, model: BertTaskModel, batch: MlmBatch) -> torch.Tensor:
         """Return the mean cross-entropy over the masked tokens of the batch, a tensor []."""
@@ -235,20 +249,12 @@ class MlmTask(Task):
         for begin in runtime.share(range(0, len(self.dev), size)):
             numbers = range(begin, min(begin + size, len(self.dev)))
             blocks = self.dev.gather(np.array(numbers))
-            packed = pack(blocks, np.arange(len(blocks)))
             masked = []
             for row, number in enumerate(numbers):
                 ids, _ = blocks[row]
                 seed = self._evaluation_seed(step, number)
                 masked.append(self.masking.draw(ids, np.zeros(len(ids), np.int64), seed, cpu))
-            packed.ids = torch.cat([each.inputs for each in masked])[None]
-            starts = zip(masked, packed.first, strict=True)
-            positions = torch.cat([each.positions + first for each, first in starts])
-            targets = torch.cat([each.targets for each in masked])
-            counts = torch.tensor([len(each.targets) for each in masked])
-            block_of = torch.tensor(numbers).repeat_interleave(counts)
-            tensors = (send(each, runtime.device) for each in (positions, targets, block_of))
-            yield MlmBatch(packed.to(runtime.device), len(targets), *tensors)
+            yield MlmBatch.join(blocks, masked, numbers, runtime.device)
 
     def _evaluation_batch_blocks(self, block_size: int) -> int:
         return max(1, EVALUATION_TOKENS // block_size)
