@@ -20,19 +20,19 @@ def collect(runs: Path, study: Path) -> None:
     Masks are replaced by their overlaps, at the sparsities of trainings. Raises UserError if no
     run is finished, or `study` holds other files.
     """
-    for path in study.rglob("*"):
-        if path.is_file() and not any(map(path.match, (*COPIED, files.OVERLAPS))):
+    for path in (study, *study.rglob("*")):
+        collected = path != study and any(map(path.match, (*COPIED, files.OVERLAPS)))
+        if path.is_file() and not collected:
             raise UserError(f"{path}: not a collected file; move it, or give another study")
-    finished = []
+    finished, notices = [], []
     for path in sorted(runs.rglob(files.RESULTS)):
         owner = read_owner(path.parent)
         if owner and owner.finished and not files.moved_aside(path, runs):
             finished.append(path.parent)
         else:
-            files.warn(f"{path.parent}: unfinished, or moved aside by another run; left out")
+            notices.append(f"{path.parent}: unfinished, or moved aside by another run; left out")
     if not finished:
         raise UserError(f"{runs}: no finished run below it; give the folder of the output folders")
-    notices: list[str] = []
     masks = overlap.find(runs, False, notices)
     with files.atomic_folder(study) as temporary:
         for folder in finished:

@@ -9,7 +9,6 @@ stable. Train a ticket twice, with the same --seed and two values of --data_seed
 if __name__ == "__main__":
     import _root  # noqa: F401
 
-import argparse
 import dataclasses
 import math
 import tempfile
@@ -176,7 +175,7 @@ def draw(lines: dict[str, np.ndarray], title: str, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Evaluate the line, write its records and curve, and print them."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.OneLineParser(__doc__)
     add = parser.add_argument
     add("run_a", type=Path, help="output folder of a training that kept its model")
     add("run_b", type=Path, help="output folder of the same training with another --data_seed")

@@ -161,8 +161,8 @@ def read(folder: Path, as_released: bool = False) -> Results:
                 notices.append(f"{where}: no origin of {record.mask}; in no table")
             usual = record.args.get("data_seed") is None  # else a pair for connectivity.py
             if record.final and usual and record.method in ("train", "imp"):
-                place = {"where": where, "folder": path.parent, "step": record.step}
-                found.append(_row(record) | place)
+                location = {"where": where, "folder": path.parent, "step": record.step}
+                found.append(_row(record) | location)
     columns = [*KEY, "recipe", "score", "where", "folder", "step"]
     rows = pd.DataFrame(found, columns=columns, dtype=object)
     of_imp = rows["source"].isin(OF_IMP) | (rows["method"] == "imp")

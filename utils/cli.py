@@ -151,11 +151,11 @@ def _build(config_class: Any, values: dict[str, Any]) -> Any:
         is_group = dataclasses.is_dataclass(field.type)
         built[field.name] = _build(field.type, values) if is_group else values[field.name]
     config = config_class(**built)
-    check_bounds(config)
+    _check_bounds(config)
     return config
 
 
-def check_bounds(config: Any) -> None:
+def _check_bounds(config: Any) -> None:
     """Raise UserError for the first flag of a config dataclass outside its bounds."""
     compare = {">": operator.gt, ">=": operator.ge, "<": operator.lt}
     for field in dataclasses.fields(config):

@@ -74,6 +74,9 @@ def test_a_folder_with_other_files_is_not_replaced(runs, tmp_path):
     with pytest.raises(UserError, match=r"notes\.md: not a collected file"):
         collect.collect(runs, tmp_path / "study")
     assert content(tmp_path / "study") == before
+    with pytest.raises(UserError, match=r"notes\.md: not a collected file"):
+        collect.collect(runs, tmp_path / "study" / "notes.md")
+    assert content(tmp_path / "study") == before
     with pytest.raises(UserError, match="no finished run below it"):
         collect.collect(runs / "omp", tmp_path / "other")
     assert not (tmp_path / "other").exists()

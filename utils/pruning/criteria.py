@@ -58,7 +58,7 @@ def layerwise(values: dict[str, torch.Tensor], target: float, kept: Mask | None 
 
 
 def shuffle(mask: Mask, seed: int) -> Mask:
-    """Return `mask` with the entries of each matrix permuted: the same sparsities, other places.
+    """Return `mask` with the entries of each matrix permuted: the same sparsities, other positions.
 
     A control: only the layer-wise sparsities of the mask remain (Frankle et al. 2021, "Pruning
     Neural Networks at Initialization: Why Are We Missing the Mark?").
