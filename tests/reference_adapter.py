@@ -80,7 +80,8 @@ class Recording:
 
     def evaluate_mlm(self, batches: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
         """MLM: the metrics under the released names, by the task's own evaluation of `batches`."""
-        given = [_mlm_batch(ids, labels) for ids, labels in batches]
+        starts = np.cumsum([0, *(len(ids) for ids, _ in batches)]).tolist()
+        given = [_mlm_batch(*batch, start) for batch, start in zip(batches, starts, strict=False)]
         with mock.patch.object(type(self.task), "_evaluation_batches", lambda *_: iter(given)):
             found = self.evaluate()
         return {"perplexity": found["perplexity"], "acc": 100 * found["accuracy"]}
@@ -154,12 +155,13 @@ def _feeder(batches: list[tuple[np.ndarray, np.ndarray]]) -> Callable:
     return train_batch
 
 
-def _mlm_batch(ids: np.ndarray, labels: np.ndarray) -> MlmBatch:
+def _mlm_batch(ids: np.ndarray, labels: np.ndarray, first_block: int = 0) -> MlmBatch:
     rows = make_rows(ids.tolist(), np.zeros_like(ids).tolist())
     positions = torch.from_numpy(np.flatnonzero(labels.ravel() != IGNORED))
     targets = torch.from_numpy(labels.ravel())[positions]
     packed = pack(rows, np.arange(len(rows)))
-    return MlmBatch(packed, max(1, len(targets)), positions, targets)
+    blocks = first_block + positions // labels.shape[1]
+    return MlmBatch(packed, max(1, len(targets)), positions, targets, blocks)
 
 
 # ---- masks and weights
