@@ -55,11 +55,11 @@ def build(
     if OVERLAP in wanted:
         tables += overlap_tables(folder, found, layout, as_released)
     tables = [table for table in tables if table.measured()]
-    for table in tables if not layout.named else ():
-        table.drop_empty_columns()
     names = [table.name for table in tables]
     if statistics and "table2" in names:
         significance.add_to(tables[names.index("table2")], found, layout)
+    for table in tables if not layout.named else ():
+        table.drop_empty_columns()
     if "figure2" in names and layout.with_paper:
         header = tables[at := names.index("figure2")].header
         shown = tuple(task for task in layout.tasks if paper.NAMES[task] in header)

@@ -150,10 +150,21 @@ def tree(folder, kinds):
     return folder
 
 
-def test_table2_gets_intervals_a_second_verdict_and_notices(tmp_path):
-    def ticket(seed):
-        return mask_info("sst-2", 0.6, seed)
+def ticket(seed):
+    return mask_info("sst-2", 0.6, seed)
 
+
+@pytest.mark.parametrize("words", [[], ["--tasks", "sst-2", "mrpc"], ["--no_paper"]])
+def test_the_command_writes_the_statistics_of_the_tasks_measured(tmp_path, capsys, words):
+    folder = tree(tmp_path, {"full": (None, [450, 452]), "imp": (ticket, [449, 451])})
+    tables.main([str(folder), "--only", "table2", "--statistics", *words])
+    (line,) = [row for row in capsys.readouterr().out.splitlines() if "IMP less full" in row]
+    assert line.startswith("| IMP less full network | -0.2 [")
+    saved = (folder / "tables" / "table2.csv").read_text()
+    assert "IMP less full network" in saved and "no difference shown" in saved
+
+
+def test_table2_gets_intervals_a_second_verdict_and_notices(tmp_path):
     def random(seed):
         return mask_info(None, 0.6, seed, method="random")
 
