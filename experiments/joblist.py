@@ -20,7 +20,9 @@ from datetime import timedelta
 from pathlib import Path
 from statistics import mean
 from types import FrameType
+from typing import TextIO
 
+from experiments import preloaded
 from utils import cli, files
 from utils.config import flag_values
 from utils.errors import UserError
@@ -56,6 +58,14 @@ class Job:
                 self.tensors = self.output / files.MASK
         elif "--output" in flags:
             self.output = self.tensors = Path(flags["--output"])
+
+    def our_script(self) -> list[str]:
+        """Return one of our scripts and its flags, [] if the command is more than that."""
+        words = shlex.split(self.text)
+        plain = shlex.join(words) == self.text and words[0] == "python"  # a shell changes nothing
+        words = words[1 + (words[1:2] == ["-u"]) :]
+        ours = plain and words[:1] == [self.script] and Path(self.script).resolve().parent == ROOT
+        return words if ours else []
 
     def complete(self) -> bool:
         """Return whether the output is complete, made by this command or by another one."""
@@ -182,7 +192,11 @@ class Runner:
 
     def __init__(self, jobs: list[Job], parallel: int) -> None:
         self.jobs, self.parallel = jobs, parallel
-        self._children: set[subprocess.Popen[bytes]] = set()
+        cores = max(1, len(os.sched_getaffinity(0)) // parallel)
+        threads = {"OMP_NUM_THREADS": str(cores)} if parallel > 1 else {}
+        self._environment = threads | os.environ
+        self.server = preloaded.Server(self._environment)
+        self._children: set[preloaded.Forked | subprocess.Popen[bytes]] = set()
         self._stopped = False
         self._printing = threading.Lock()  # print writes a line and its end separately
 
@@ -243,20 +257,11 @@ class Runner:
     def _call(self, job: Job) -> int:
         """Run the command in a shell, as a process group of its own; return its exit code."""
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        cores = max(1, len(os.sched_getaffinity(0)) // self.parallel)
-        threads = {"OMP_NUM_THREADS": str(cores)} if self.parallel > 1 else {}
         with job.log.open("a", encoding="utf-8") as file:
             with contextlib.suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the command inherits the lock
             print(f"\n$ {job.text}", file=file, flush=True)
-            child = subprocess.Popen(
-                ["bash", "-c", job.text],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=threads | os.environ,
-                start_new_session=True,
-            )
+            child = self._start(job, file)
             self._children.add(child)
             if self._stopped:  # a signal came while the child started
                 _terminate(child)
@@ -264,8 +269,21 @@ class Runner:
             self._children.discard(child)
         return code
 
+    def _start(self, job: Job, log: TextIO) -> preloaded.Forked | subprocess.Popen[bytes]:
+        words = job.our_script()
+        if words and (forked := self.server.start(words, log)):
+            return forked
+        return subprocess.Popen(
+            ["bash", "-c", job.text],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=self._environment,
+            start_new_session=True,
+        )
 
-def _terminate(child: subprocess.Popen[bytes]) -> None:
+
+def _terminate(child: preloaded.Forked | subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
         os.killpg(child.pid, signal.SIGTERM)
 
@@ -299,7 +317,7 @@ def main(argv: list[str] | None = None) -> int:
         report(selected, args.jobs, args.dry_run)
         return 0
     runner = Runner(jobs, args.jobs)
-    with signals.handled_by(runner.stop):
+    with signals.handled_by(runner.stop), contextlib.closing(runner.server):
         return runner.run(selected)
 
 

@@ -446,3 +446,14 @@ def test_a_run_that_another_list_finished_is_recognized_by_its_arguments(
     assert joblist.main([str(write_list(workplace, line + change)), "--status"]) == 0
     printed = capfd.readouterr()
     assert printed.out == f"1 {state}\n"
+
+
+def masks_list(folder: Path, *rates: object) -> Path:
+    """A list of commands that make random masks of a small BERT."""
+    model = tiny.pretrained(folder / "model")
+    text = "python oneshot.py --weight pre --model glue --method random --seed 1"
+    lines = [
+        f"{text} --rate {rate} --model_name_or_path {model} --output_dir {folder}/o/{rate}"
+        for rate in rates
+    ]
+    return write_list(folder, *lines)
