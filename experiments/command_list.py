@@ -6,6 +6,7 @@ from pathlib import Path
 from experiments import paper
 from utils import files
 
+NO_MODELS = ("--save_total_limit", 0)  # a table needs scores and masks
 IMP_END = 90  # percent, the last sparsity of IMP's usual schedule 10, 20, ...
 
 
@@ -63,7 +64,7 @@ class CommandList:
         if rewind is None:
             rounds += " --no_rewind"
         words = ["python", "-u", script, "--output_dir", output, *self._training(task, seed)]
-        words += [*rounds.split(), "--save_total_limit", "1", *self.flags]
+        words += [*rounds.split(), *NO_MODELS, *self.flags]
         return self._add(words, output)
 
     def ticket(self, task: str, seed: int, percent: int, rewind: int | None = 0) -> Tensors:
@@ -130,8 +131,7 @@ class CommandList:
         else:
             words += ["--num_train_epochs", f"{settings.epochs:g}"]
         words += ["--save_steps", 0]
-        # a table needs scores, no models
-        words += ["--save_total_limit", 0] if data_seed is None else ["--data_seed", data_seed]
+        words += NO_MODELS if data_seed is None else ["--data_seed", data_seed]
         needs = [source.command for source in (mask, weights) if source]
         return self._add([*words, *self.flags], output, *needs)
 

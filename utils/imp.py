@@ -282,8 +282,10 @@ class TicketWriter:
         if not self.experiment.runtime.is_main:
             yield None
             return
+        experiment = self.experiment
         with files.atomic_folder(self._folder(round_)) as folder:
-            saving.save_pretrained(self.experiment.model, self.experiment.task.tokenizer, folder)
+            if experiment.config.training.save_total_limit != 0:
+                saving.save_pretrained(experiment.model, experiment.task.tokenizer, folder)
             yield folder
 
     def add(self, round_: int, folder: Path | None) -> None:

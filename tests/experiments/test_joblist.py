@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 
 import glue_trans
-from experiments import joblist
+from experiments import joblist, preloaded
 from utils import cli, files
 from utils.config import flag_values
 from utils.errors import UserError
@@ -448,12 +449,59 @@ def test_a_run_that_another_list_finished_is_recognized_by_its_arguments(
     assert printed.out == f"1 {state}\n"
 
 
-def masks_list(folder: Path, *rates: object) -> Path:
-    """A list of commands that make random masks of a small BERT."""
-    model = tiny.pretrained(folder / "model")
-    text = "python oneshot.py --weight pre --model glue --method random --seed 1"
-    lines = [
-        f"{text} --rate {rate} --model_name_or_path {model} --output_dir {folder}/o/{rate}"
-        for rate in rates
-    ]
-    return write_list(folder, *lines)
+@pytest.fixture
+def scripts(workplace, monkeypatch) -> Path:
+    """A folder with a small BERT and a task, where `python` counts its starts in a file."""
+    tiny.bert(workplace / "bert")
+    tiny.glue(workplace / "RTE", "RTE")
+    (workplace / "bin").mkdir()
+    python = workplace / "bin" / "python"
+    python.write_text(f'#!/bin/sh\necho >> {workplace}/starts\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{python.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return workplace
+
+
+def one_shot(output: str, *more: str) -> str:
+    text = f"python {ROOT}/oneshot.py --weight pre --model glue --method random --seed 1"
+    return f"{text} --model_name_or_path bert --output_dir {output} {' '.join(more)}"
+
+
+def test_scripts_of_a_list_import_the_libraries_once(scripts, capfd):
+    lines = [one_shot("o/a", "--rate 0.5"), one_shot("o/b", "--rate 7"), one_shot("o/c", "--rate")]
+    assert joblist.main([str(write_list(scripts, *lines)), "--jobs", "2"]) == 1
+    printed = capfd.readouterr().out
+    assert printed.count("exit code 2: oneshot.py: error:") == 2 and "1 done, 2 failed" in printed
+    assert (scripts / "starts").read_text().count("\n") == 1
+    subprocess.run(one_shot("direct", "--rate 0.5").split(), check=True)
+    assert (scripts / "o/a/mask.pt").read_bytes() == (scripts / "direct/mask.pt").read_bytes()
+
+
+@pytest.mark.parametrize("hidden", ["", "0"])
+def test_a_command_starts_by_itself_with_a_gpu_or_if_a_shell_must_read_it(
+    scripts, monkeypatch, hidden
+):
+    monkeypatch.setattr(preloaded, "GPUS", (str(scripts),))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    lines = [one_shot("o/a", "--rate 0.5"), one_shot("o/b", "--rate 0.5 && true")]
+    assert joblist.main([str(write_list(scripts, *lines))]) == 0
+    assert (scripts / "starts").read_text().count("\n") == 2
+    assert (scripts / "o/a/mask.pt").read_bytes() == (scripts / "o/b/mask.pt").read_bytes()
+
+
+def test_a_stop_reaches_the_scripts_but_not_the_process_that_forks_them(scripts):
+    flags = "--dir pre --do_train --task_name RTE --data_dir RTE --model_name_or_path bert"
+    flags += " --max_seq_length 32 --max_steps 100000"
+    line = f"python -u {ROOT}/glue_trans.py {flags} --output_dir o"
+    words = ["bash", str(ROOT / "experiments" / "run_local.sh"), str(write_list(scripts, line))]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    log = scripts / "list.txt.logs" / "0001.log"
+    for _ in range(1200):
+        if log.exists() and "loss=" in log.read_text():
+            break
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)  # as `timeout` and a lost terminal do
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == joblist.STOPPED and "1 stopped" in printed
+    assert "checkpoint saved in o" in log.read_text() and list((scripts / "o").glob("state-*.pt"))

@@ -120,3 +120,18 @@ def test_with_a_limit_old_subnetworks_are_removed_and_masks_stay(data, tmp_path)
     printed = done("LT_glue.py", *evaluation(data, out, *flags, "--eval_all_checkpoints"))
     # checkpoints without a model cannot be evaluated
     assert [line.split()[0] for line in printed.splitlines()[2:]] == ["8"]
+
+
+def test_with_the_limit_0_masks_alone_stay_and_nothing_else_changes(data, tmp_path):
+    found = []
+    for name, limit in (("all", ()), ("none", ("--save_total_limit", 0))):
+        flags = ["--max_steps", 4, "--save_steps", 2, *limit]
+        done("LT_glue.py", *command(data, tmp_path / name, *flags))
+        found.append((tmp_path / name / "checkpoint-2/mask.pt").read_bytes())
+        scores = [row["metrics"] for row in results(tmp_path / name)]
+        found.append(scores)
+    assert found[:2] == found[2:] and len(scores) == 2
+    assert {path.name for path in (tmp_path / "none").glob("checkpoint-*/*")} == {
+        "mask.pt",
+        "mask.pt.json",
+    }
