@@ -478,15 +478,16 @@ def test_scripts_of_a_list_import_the_libraries_once(scripts, capfd):
     assert (scripts / "o/a/mask.pt").read_bytes() == (scripts / "direct/mask.pt").read_bytes()
 
 
-@pytest.mark.parametrize("hidden", ["", "0"])
+@pytest.mark.parametrize(("hidden", "starts"), [("", 2), ("0", 3)])
 def test_a_command_starts_by_itself_with_a_gpu_or_if_a_shell_must_read_it(
-    scripts, monkeypatch, hidden
+    scripts, monkeypatch, hidden, starts
 ):
     monkeypatch.setattr(preloaded, "GPUS", (str(scripts),))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     lines = [one_shot("o/a", "--rate 0.5"), one_shot("o/b", "--rate 0.5 && true")]
+    lines += [one_shot("o/c", "--rate 0.5")]
     assert joblist.main([str(write_list(scripts, *lines))]) == 0
-    assert (scripts / "starts").read_text().count("\n") == 2
+    assert (scripts / "starts").read_text().count("\n") == starts
     assert (scripts / "o/a/mask.pt").read_bytes() == (scripts / "o/b/mask.pt").read_bytes()
 
 
@@ -504,4 +505,6 @@ def test_a_stop_reaches_the_scripts_but_not_the_process_that_forks_them(scripts)
     os.killpg(process.pid, signal.SIGTERM)  # as `timeout` and a lost terminal do
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == joblist.STOPPED and "1 stopped" in printed
-    assert "checkpoint saved in o" in log.read_text() and list((scripts / "o").glob("state-*.pt"))
+    *_, last, _, end = log.read_text().splitlines()
+    assert "checkpoint saved in o" in last and end.startswith("joblist: stopped")
+    assert list((scripts / "o").glob("state-*.pt"))

@@ -153,6 +153,14 @@ def test_table3_rewinds_within_a_round_and_stops_at_the_sparsity():
     assert sum("--rewind_steps" in command.words for command in stages[0]) == 4
 
 
+@pytest.mark.parametrize("what", ["table3", "figure_rewind"])
+def test_no_training_keeps_its_models(what):
+    commands = list(itertools.chain(*planned(what, "--seeds", "1")))
+    trainings = [command for command in commands if "--do_train" in command.words]
+    assert trainings
+    assert {flags(command)["--save_total_limit"] for command in trainings} == {"0"}
+
+
 def test_figure2_crosses_sources_and_targets():
     words = ["--tasks", "rte", "cola", "--sources", "MLM", "rte", "--seeds", "1"]
     first, second = planned("figure2", *words)
