@@ -31,6 +31,11 @@ def make_rows(ids: list[list[int]], types: list[list[int]]) -> Rows:
     return Rows(flat_ids.astype(np.int32), flat_types.astype(np.uint8), starts)
 
 
+def longest(rows: Rows, indices: np.ndarray) -> int:
+    """Return the tokens of the longest of `rows[indices]`, to which a collator pads today."""
+    return int(rows.lengths(indices).max())
+
+
 def padded(rows: Rows, indices: np.ndarray, length: int) -> dict[str, torch.Tensor]:
     """Return `rows[indices]` as the model takes them: INPUTS, int64 [B, length]."""
     batch = {name: torch.zeros(len(indices), length, dtype=torch.int64) for name in INPUTS}
@@ -39,6 +44,14 @@ def padded(rows: Rows, indices: np.ndarray, length: int) -> dict[str, torch.Tens
         for name, values in zip(INPUTS, (ids, types, np.ones_like(ids)), strict=True):
             batch[name][at, : len(ids)] = torch.from_numpy(values.astype(np.int64))
     return batch
+
+
+def useful_flops(config: Any, lengths: np.ndarray, training: bool = True) -> float:
+    """Floating-point operations of BERT's encoder on rows of these lengths, attention included."""
+    layer = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
+    attention = 2 * config.hidden_size * (lengths.astype(np.int64) ** 2).sum()
+    forward = 2 * config.num_hidden_layers * (layer * lengths.sum() + attention)
+    return float(forward * (3 if training else 1))
 
 
 def glue_batch(train: LabelledRows, indices: np.ndarray, length: int) -> dict[str, torch.Tensor]:
@@ -79,12 +92,17 @@ class Loop:
 
 
 @torch.no_grad()
-def evaluate(model: torch.nn.Module, rows: Rows, length: int, batch_size: int = 32) -> np.ndarray:
-    """Return the logits of every row."""
+def evaluate(
+    model: torch.nn.Module, rows: Rows, length: int | None, batch_size: int = 32
+) -> np.ndarray:
+    """Return the logits of every row; length None pads to the longest row of each batch."""
     model.eval()
     batches = np.split(np.arange(len(rows)), range(batch_size, len(rows), batch_size))
     return np.concatenate(
-        [model(**padded(rows, batch, length)).logits.numpy() for batch in batches]
+        [
+            model(**padded(rows, batch, length or longest(rows, batch))).logits.float().numpy()
+            for batch in batches
+        ]
     )
 
 

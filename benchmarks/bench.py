@@ -1,10 +1,12 @@
 """Measure this project beside the baseline (baseline.py) on a CPU.
 
-`bench.py WHAT` adds lines of JSON to --out; `bench.py table` prints their summary. Both ways work
-on the same inputs in turn, each in its own process. Every line has the load of the machine.
+`bench.py WHAT` adds lines of JSON to --out; `bench.py table` prints their summary. All ways work
+on the same inputs in turn, each in its own process; transformers' Trainer, which needs the package
+accelerate, draws its own batches. Every line has the load of the machine.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -103,9 +105,12 @@ def measure(args: argparse.Namespace, record: Recorder) -> None:
     """Take the measurements that `args.what` names."""
     both = ("ours", "baseline")
     if args.what in ("step", "evaluation"):
+        ways = (*both, "longest", "peak")
+        if args.what == "step" and importlib.util.find_spec("accelerate"):
+            ways += ("trainer",)
         for task in args.tasks:
             if args.what == "step" or task != "SQuAD":
-                in_turn(record, args, both, task=task)
+                in_turn(record, args, ways, task=task)
     elif args.what == "prune":
         for repeat in range(args.repeats):
             in_turn(record, args, both, repeat)
@@ -151,7 +156,7 @@ def parse_args() -> argparse.Namespace:
     add("--tasks", nargs="+", default=tasks, help="step, evaluation (only of GLUE): tasks")
     add("--repeats", type=int, default=5, help="measurements of each way")
     add("--threads", type=int, default=os.cpu_count(), help="threads of torch")
-    add("--bf16", action="store_true", help="step: both ways under bfloat16 autocast")
+    add("--bf16", action="store_true", help="step, evaluation: all ways under bfloat16 autocast")
     add("--steps", type=int, default=10, help="rounds: optimizer steps of a round")
     args = parser.parse_args()
     if args.what != "table" and not (args.data and args.tokenizer):

@@ -86,11 +86,12 @@ class Case:
         masks.attach(model)
         return model
 
-    def padded(self, number: int) -> dict[str, torch.Tensor]:
-        """Return batch `number` as a Hugging Face model takes it."""
+    def padded(self, number: int, longest: bool = False) -> dict[str, torch.Tensor]:
+        """Return batch `number` as a Hugging Face model takes it; `longest`: padded to that row."""
         rows = self.row_numbers(number)
         if self.kind == "glue":
-            return baseline.glue_batch(self.task.train, rows, self.length)
+            length = baseline.longest(self.rows, rows) if longest else self.length
+            return baseline.glue_batch(self.task.train, rows, length)
         if self.kind == "squad":
             return baseline.squad_batch(self.task.train, rows, self.length)
         batch = baseline.padded(self.rows, rows, self.length)
@@ -101,10 +102,7 @@ class Case:
     def flops(self) -> float:
         """Floating-point operations of a mean step: forward and backward over the real tokens."""
         c, lengths = self.config, self.rows.lengths()
-        per_layer = 4 * c.hidden_size**2 + 2 * c.hidden_size * c.intermediate_size
-        matrices = 6 * c.num_hidden_layers * per_layer * lengths.sum()
-        attention = 12 * c.num_hidden_layers * c.hidden_size * (lengths**2).sum()
         head = 0.0
         if self.kind == "mlm":
             head = 6 * 0.15 * lengths.sum() * c.hidden_size * (c.vocab_size + c.hidden_size)
-        return float(matrices + attention + head) / BATCHES
+        return float(baseline.useful_flops(c, lengths) + head) / BATCHES

@@ -39,8 +39,12 @@ WAYS = {
     "reduce-overhead": "layers compiled with torch.compile's own CUDA graphs",
     "reduce-overhead-bucketed": "the same, with batches of few shapes",
     "baseline": "padded rows in a simple loop (baseline.py)",
+    "longest": "the same loop, rows padded to the longest of the batch",
+    "flash": "the same with flash_attention_2 (package flash-attn)",
+    "padded-reduce-overhead": "the padded loop under torch.compile(mode='reduce-overhead')",
     "trainer": "transformers' Trainer",
 }
+PADDED = ("baseline", "longest", "flash", "padded-reduce-overhead")
 Step = Callable[[int], object]
 
 
@@ -75,10 +79,14 @@ def compile_with_own_graphs(model: Any) -> None:
         layer.compile(dynamic=True, options=options)
 
 
-def baseline_step(case: Case, device: torch.device) -> Step:
-    """Return the function that takes optimizer step `number` with the baseline."""
-    loop = baseline.Loop(case.model("sdpa").to(device), precision="bf16")
-    batches = [case.padded(number) for number in range(BATCHES)]
+def padded_step(case: Case, device: torch.device, way: str) -> Step:
+    """Return the function that takes optimizer step `number` on padded rows (PADDED)."""
+    model = case.model("flash_attention_2" if way == "flash" else "sdpa").to(device)
+    if way == "padded-reduce-overhead":
+        model.compile(mode="reduce-overhead")
+    loop = baseline.Loop(model, precision="bf16")
+    shorter = way in ("longest", "flash")
+    batches = [case.padded(number, longest=shorter) for number in range(BATCHES)]
 
     def step(number: int) -> float:
         batch = batches[number % BATCHES]
@@ -167,13 +175,13 @@ def measure_step(args: argparse.Namespace, name: str, way: str) -> None:
     clear(args.device)
     case = Case(name, shape(args))
     bert.set_library_defaults()  # before the next line, which it would undo
-    torch.backends.cuda.enable_cudnn_sdp(way in ("baseline", "trainer"))
+    torch.backends.cuda.enable_cudnn_sdp(way in (*PADDED, "trainer"))
     step: Step | None = None
     if way == "trainer":
         seconds = trainer_spans(case, args)
     else:
         on = args.device
-        step = baseline_step(case, on) if way == "baseline" else our_step(case, on, way)
+        step = padded_step(case, on, way) if way in PADDED else our_step(case, on, way)
         seconds = spans(step, args)
     middle = statistics.median(seconds)
     rows, tflops = case.size / middle, case.flops() / middle / 1e12

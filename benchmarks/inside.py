@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers import BertConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +35,8 @@ from utils.training.trainer import Trainer  # noqa: E402
 
 Work = tuple[Callable[[int], object], Callable[[int], dict]]  # the timed call, its other figures
 CPU = torch.device("cpu")
+PEAK_SIZE, PEAK_PRODUCTS = 2048, 8  # the matrix product that measures the peak
+TRAINER_STEPS = 4  # of a measurement of the Trainer, after one that warms up
 EVALUATED = 256  # rows of an evaluation
 SEED = 57
 
@@ -68,9 +71,10 @@ def step(args: argparse.Namespace, way: str) -> Work:
     precision = "bf16" if args.bf16 else "fp32"
 
     def figures(number: int) -> dict:
-        tokens = int(rows.lengths(batch_rows(rows, size, number)).sum())
-        shared = {"task": args.task, "precision": precision}
-        return {**shared, "tokens": tokens, "padded": length * size}
+        lengths = rows.lengths(batch_rows(rows, size, number))
+        flops = baseline.useful_flops(model.config, lengths)
+        found = {"tokens": int(lengths.sum()), "padded": length * size, "flops": flops}
+        return {"task": args.task, "precision": precision, **found}
 
     if way == "ours":
         training = TrainingConfig(
@@ -83,9 +87,81 @@ def step(args: argparse.Namespace, way: str) -> Work:
         trainer = Trainer(model, task, training, Runtime(CPU, precision))
         model.train()
         return lambda k: trainer.step([batch_rows(rows, size, k)], 2e-5, (SEED, 0, k)), figures
+    if way == "trainer":
+        return grouped_steps(args, task, model, size)
     loop = baseline.Loop(model, precision=precision)
     make: Any = baseline.glue_batch if isinstance(task, GlueTask) else baseline.squad_batch
-    return lambda k: loop.step(make(task.train, batch_rows(rows, size, k), length)), figures
+
+    def call(number: int) -> float:
+        numbers = batch_rows(rows, size, number)
+        width = baseline.longest(rows, numbers) if way == "longest" else length
+        return loop.step(make(task.train, numbers, width))
+
+    return call, figures
+
+
+def grouped_steps(args: argparse.Namespace, task: Any, model: Any, size: int) -> Work:
+    """Steps of transformers' Trainer on batches of similar length: another experiment."""
+    train, keys = task.train, ["labels"]
+    if not isinstance(task, GlueTask):
+        keys = ["start_positions", "end_positions"]
+    columns = np.atleast_2d(train.labels).tolist()
+    data = []
+    for row in range(len(train.rows)):
+        ids, types = (values.tolist() for values in train.rows[row])
+        labels = {key: column[row] for key, column in zip(keys, columns, strict=True)}
+        data.append({"input_ids": ids, "token_type_ids": types, **labels})
+    began, spent = (0.0, 0.0), {}
+
+    class Clock(transformers.TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            nonlocal began
+            if state.global_step == 1:  # the first step warms up
+                began = time.perf_counter(), time.process_time()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            ended = time.perf_counter(), time.process_time()
+            names = ("seconds", "cpu_seconds")
+            for name, before, after in zip(names, began, ended, strict=True):
+                spent[name] = round((after - before) / TRAINER_STEPS, 4)
+
+    def call(number: int) -> None:
+        arguments = transformers.TrainingArguments(
+            str(args.cache / "trainer"),
+            max_steps=1 + TRAINER_STEPS,
+            per_device_train_batch_size=size,
+            train_sampling_strategy="group_by_length",
+            learning_rate=2e-5,
+            seed=SEED + number,
+            bf16=args.bf16,
+            use_cpu=True,
+            remove_unused_columns=False,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        )
+        collator = transformers.DataCollatorWithPadding(task.tokenizer)
+        trainer = transformers.Trainer(
+            model, arguments, collator, train_dataset=data, callbacks=[Clock()]
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.train()
+
+    return call, lambda _: {
+        "task": args.task,
+        "precision": "bf16" if args.bf16 else "fp32",
+        **spent,
+    }
+
+
+def product(args: argparse.Namespace) -> Work:
+    """Large matrix products: the peak of this machine."""
+    dtype = torch.bfloat16 if args.bf16 else torch.float32
+    matrix = torch.randn(PEAK_SIZE, PEAK_SIZE, dtype=dtype)
+    precision = "bf16" if args.bf16 else "fp32"
+    figures = {"task": args.task, "precision": precision, "flops": 2 * PEAK_SIZE**3 * PEAK_PRODUCTS}
+    return lambda _: [matrix @ matrix for _ in range(PEAK_PRODUCTS)], lambda _: figures
 
 
 def load_task(args: argparse.Namespace) -> tuple[Any, int, int]:
@@ -106,6 +182,7 @@ def load_task(args: argparse.Namespace) -> tuple[Any, int, int]:
 
 def evaluation(args: argparse.Namespace, way: str) -> Work:
     """Logits of 256 rows of the development set."""
+    precision = "bf16" if args.bf16 else "fp32"
     task, _, length = load_task(args)
     dev = task.dev["dev"].rows
     chosen = [dev[row] for row in batch_rows(dev, EVALUATED, 0)]
@@ -114,9 +191,20 @@ def evaluation(args: argparse.Namespace, way: str) -> Work:
     )
     model = masked_model(task.model_class, args, way, len(task.spec.classes))
     figures = {"task": args.task, "tokens": int(rows.starts[-1]), "padded": length * len(rows)}
+    figures |= {
+        "precision": precision,
+        "flops": baseline.useful_flops(model.config, rows.lengths(), training=False),
+    }
+    runtime = Runtime(CPU, precision)
     if way == "ours":
-        return lambda _: task.predict(model, rows, Runtime(CPU)), lambda _: figures
-    return lambda _: baseline.evaluate(model, rows, length), lambda _: figures
+        return lambda _: task.predict(model, rows, runtime), lambda _: figures
+    width = None if way == "longest" else length
+
+    def call(_: int) -> np.ndarray:
+        with runtime.autocast():
+            return baseline.evaluate(model, rows, width)
+
+    return call, lambda _: figures
 
 
 def prune(args: argparse.Namespace, way: str) -> Work:
@@ -185,7 +273,7 @@ def main() -> None:
     paths = {"data": Path(given["data"]), "cache": Path(given["cache"])}
     args = argparse.Namespace(**{**given, **paths})
     torch.set_num_threads(args.threads)
-    call, figures = WORK[what](args, way)
+    call, figures = product(args) if way == "peak" else WORK[what](args, way)
     for line in sys.stdin:
         number = int(line)
         began, worked = time.perf_counter(), time.process_time()

@@ -8,6 +8,8 @@ from statistics import median
 
 # times faster; for other tasks 75 % of the padding
 STEP_GOALS = {"CoLA": 8.0, "SST-2": 7.0, "STS-B": 3.4, "RTE": 1.4}
+LONGEST_GOALS = {"CoLA": 2.2, "SST-2": 2.2, "STS-B": 2.2, "RTE": 1.85, "SQuAD": 1.5}
+OTHER_WAYS = {"longest": "padded to the longest row", "trainer": "Trainer, batches by length"}
 NAMES = {"step": "training step", "evaluation": "evaluation, 256 rows"}
 FORMER_WAYS = {"plain": "baseline"}  # in earlier measurements
 BOTH = ("baseline", "ours")
@@ -23,7 +25,10 @@ def markdown(path: Path) -> str:
     for line in path.read_text(encoding="utf-8").splitlines():
         found = json.loads(line)
         way = FORMER_WAYS.get(found["way"], found["way"])
-        measured[found["what"], found.get("task"), found.get("number")][way].append(found)
+        task = found.get("task")
+        if found.get("precision", "fp32") != "fp32":
+            task = f"{task}, {found['precision']}"
+        measured[found["what"], task, found.get("number")][way].append(found)
     lines = ["| what | baseline | here | ratio | goal |", "|---|---|---|---|---|"]
     for (what, task, number), ways in measured.items():
         lines += ROWS[what](task, number, ways)
@@ -40,12 +45,12 @@ def middle(measurements: list[dict], key: str) -> float:
     return median(found[key] for found in measurements)
 
 
-def times(name: str, ways: Ways, goal: str) -> str:
+def times(name: str, ways: Ways, goal: str, other: str = "baseline") -> str:
     """Return a row of two times; the ratio is the median over pairs measured in turn."""
-    baseline, ours = (middle(ways[way], "seconds") for way in BOTH)
-    pairs = zip(*(ways[way] for way in BOTH), strict=True)
+    baseline, ours = (middle(ways[way], "seconds") for way in (other, "ours"))
+    pairs = zip(ways[other], ways["ours"], strict=True)
     ratio = median(b["seconds"] / o["seconds"] for b, o in pairs)
-    return row(name, f"{baseline:.2f} s", f"{ours:.2f} s", f"{ratio:.1f}x", goal)
+    return row(name, f"{baseline:.2f} s", f"{ours:.2f} s", f"{ratio:.2f}x", goal)
 
 
 def memory(ways: Ways, key: str) -> tuple[float, float]:
@@ -62,10 +67,26 @@ def tokens_rows(what: str) -> Lines:
         goal = 0.75 * factor
         if what == "step":  # the rows of an evaluation may be longer
             goal = STEP_GOALS.get(task, goal)
-        name = f"{NAMES[what]}, {task} (padding: {factor:.1f}x)"
-        return [times(name, ways, f"{goal:.1f}x")]
+        name = f"{NAMES[what]}, {task}"
+        found = [times(f"{name} (padding: {factor:.1f}x)", ways, f"{goal:.1f}x")]
+        wanted = LONGEST_GOALS.get(task.partition(",")[0], 2.0) if what == "step" else 2.0
+        goals = {"longest": f"{wanted}x", "trainer": ""}
+        for way in (way for way in OTHER_WAYS if way in ways):
+            found.append(times(f"{name}, {OTHER_WAYS[way]}", ways, goals[way], way))
+        if "peak" in ways:
+            goal_of_peak = "75 %" if what == "step" else "80 %"
+            found.append(row(f"{name}, share of the peak", *peak(ways), goal_of_peak))
+        return found
 
     return lines
+
+
+def peak(ways: Ways) -> tuple[str, str, str]:
+    """Return GFLOP/s of a large matrix product, of our real tokens, and their ratio."""
+    limit, ours = (
+        median(found["flops"] / found["seconds"] for found in ways[way]) for way in ("peak", "ours")
+    )
+    return f"{limit / 1e9:.0f} GFLOP/s", f"{ours / 1e9:.0f} GFLOP/s", f"{100 * ours / limit:.0f} %"
 
 
 def prune_rows(_: str, number: int, ways: Ways) -> list[str]:
