@@ -22,11 +22,12 @@ for rate in 5e-5 1e-4 2e-4; do  # the full network alone
     glue table4 --seeds 1 | grep -e '^#' -e pre.full > "$lists/settle-$rate.list"
 done
 study=glue rate=1e-4
-glue table2 --seeds 3 --mask_seeds 2 --imp_to 0.7 --sparsity 0.5 > "$lists/table2-50.list"
-glue table2 --seeds 3 --mask_seeds 2 --imp_to 0.7 --sparsity 0.3 --shuffles > "$lists/table2-30.list"
+glue table2 --seeds 3 --mask_seeds 2 --imp_to 0.7 --sparsity 0.5 --controls all > "$lists/table2-50.list"
+glue table2 --seeds 3 --mask_seeds 2 --imp_to 0.7 --sparsity 0.3 --controls all --shuffles > "$lists/table2-30.list"
 glue figure2 --seeds 1 --imp_to 0.7 --sparsity 0.5 > "$lists/figure2.list"
 tasks=(STS-B MRPC)
 glue table3 --seeds 1 --imp_to 0.7 --sparsity 0.5 > "$lists/table3.list"
+glue connectivity --seeds 3 --mask_seeds 1 --imp_to 0.7 --sparsities 0 0.3 0.5 0.7 > "$lists/connectivity.list"
 
 plan squad table2 --tasks SQuAD --model "$model" --seeds 1 --sparsity 0.4 --imp_to 0.4 --shuffles --steps 752 --lr 2e-4 > "$lists/squad.list"
 
