@@ -140,7 +140,8 @@ def imp(args: argparse.Namespace) -> None:
     spec = glue.find_spec(args.task)
     tokenizer = bert.load_tokenizer(args.tokenizer or args.model, True)
     train, dev = (
-        glue.load(spec, args.data, split, tokenizer, args.length) for split in ("train", "dev")
+        glue.load(spec, args.data, split, tokenizer, args.length or 128)
+        for split in ("train", "dev")
     )
     model = load(args.model, len(spec.classes))
     theta = copy.deepcopy(model.state_dict())
@@ -149,9 +150,9 @@ def imp(args: argparse.Namespace) -> None:
         loop, permutation = Loop(model), order.permutation(len(train.rows))
         for step in range(args.steps):
             rows = permutation[step * 32 : step * 32 + 32]
-            loop.step(glue_batch(train, rows, args.length))
+            loop.step(glue_batch(train, rows, args.length or longest(train.rows, rows)))
         if args.evaluate:
-            evaluate(model, dev.rows, args.length)
+            evaluate(model, dev.rows, args.length or None)
         prune_more(model, (round_ + 1) / 10, round_ / 10)
         folder = args.out / f"checkpoint-{round_}"
         folder.mkdir(parents=True)
@@ -175,7 +176,8 @@ def main() -> None:
     add("--rate", type=float, default=0.5, help="one_shot: the sparsity")
     add("--task", help="imp: the GLUE task")
     add("--data", type=Path, help="imp: the task's folder")
-    add("--length", type=int, default=128, help="imp: tokens to which rows are padded")
+    text = "imp: tokens of a padded row; 0: those of the longest row of its batch"
+    add("--length", type=int, default=128, help=text)
     add("--rounds", type=int, default=10, help="imp: rounds")
     add("--steps", type=int, default=10, help="imp: steps of a round")
     add("--evaluate", action="store_true", help="imp: score every round")

@@ -101,11 +101,14 @@ def prune_rows(_: str, number: int, ways: Ways) -> list[str]:
 def whole_rows(name: str, time_goal: str, memory_goal: str) -> Lines:
     """Return time and peak memory of whole processes."""
 
-    def lines(_: str, _number: int, ways: Ways) -> list[str]:
+    def lines(task: str, _number: int, ways: Ways) -> list[str]:
+        what = name.format(task=task)
         baseline, ours = memory(ways, "peak_bytes")
         sizes = (f"{baseline:.2f} GB", f"{ours:.2f} GB", f"{baseline / ours:.1f}x")
-        peak = row(f"{name}, peak memory", *sizes, memory_goal)
-        return [times(name, ways, time_goal), peak]
+        found = [times(what, ways, time_goal)]
+        if "longest" in ways:
+            found.append(times(f"{what}, {OTHER_WAYS['longest']}", ways, "2.2x", "longest"))
+        return [*found, row(f"{what}, peak memory", *sizes, memory_goal)]
 
     return lines
 
@@ -158,7 +161,7 @@ ROWS: dict[str, Lines] = {
     "prune": prune_rows,
     "oneshot": whole_rows("`oneshot.py`, whole process", "6 s", "1.6 GB"),
     "imp": imp_rows,
-    "rounds": whole_rows("`LT_glue.py`, ten rounds of CoLA", "faster", ""),
+    "rounds": whole_rows("`LT_glue.py`, ten rounds of {task}", "faster", ""),
     "features": single_rows({"cold": "6 s", "cached": "0.5 s"}, "features of {task}, {way}"),
     "text": text_rows,
     "startup": single_rows({"ours": "5 s"}, "start of `LT_glue.py` until its first step"),

@@ -44,10 +44,14 @@ def timed(*arguments: object) -> dict:
 
 
 def alternately(
-    args: argparse.Namespace, record: Record, what: str, ways: dict[str, list], folder: Path
+    args: argparse.Namespace,
+    record: Record,
+    what: str,
+    ways: dict[str, list],
+    folder: Path,
+    **figures: object,
 ) -> None:
     """Run each way's command --repeats times, in turn; {out} in it is a new folder each time."""
-    figures = {"round_steps": args.steps} if what == "rounds" else {}
     for repeat in range(args.repeats):
         for way, command in ways.items():
             out = folder / f"{what}-{way}-{repeat}"
@@ -100,10 +104,12 @@ def imp(args: argparse.Namespace, record: Record, model: str, folder: Path) -> N
 
 
 def rounds(args: argparse.Namespace, record: Record, model: str, folder: Path) -> None:
-    """Measure ten rounds of --steps steps on CoLA: packed sequences, and rows padded to 128."""
-    ours = our_imp(args, "CoLA", model, 10, args.steps, folder)
-    baseline = baseline_imp(args, "CoLA", model, 10, args.steps)
-    alternately(args, record, "rounds", {"ours": ours, "baseline": baseline}, folder)
+    """Measure ten rounds of --steps steps on GLUE, beside rows padded to 128 and to the longest."""
+    for task in (task for task in args.tasks if task != "SQuAD"):
+        ours = our_imp(args, task, model, 10, args.steps, folder)
+        baseline = baseline_imp(args, task, model, 10, args.steps)
+        ways = {"ours": ours, "baseline": baseline, "longest": [*baseline, "--length", 0]}
+        alternately(args, record, "rounds", ways, folder / task, task=task, round_steps=args.steps)
 
 
 def startup(args: argparse.Namespace, record: Record, model: str, folder: Path) -> None:
