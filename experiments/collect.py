@@ -1,4 +1,4 @@
-"""Copy the small files of finished runs to a study: rows, tickets, predictions, mask overlaps."""
+"""Copy the small files of finished runs to a study: rows, predictions, mask overlaps, lines."""
 
 if __name__ == "__main__":
     import _root  # noqa: F401
@@ -11,7 +11,7 @@ from utils import cli, files
 from utils.errors import UserError
 from utils.runs.records import read_owner
 
-COPIED = (files.RESULTS, files.TICKETS, "predictions_*.npz")  # of each run
+COPIED = (files.RESULTS, files.TICKETS, files.CONNECTIVITY, "predictions_*.npz")
 
 
 def collect(runs: Path, study: Path) -> None:
@@ -33,9 +33,10 @@ def collect(runs: Path, study: Path) -> None:
             notices.append(f"{path.parent}: unfinished, or moved aside by another run; left out")
     if not finished:
         raise UserError(f"{runs}: no finished run below it; give the folder of the output folders")
+    lines = [path.parent for path in sorted(runs.rglob(files.CONNECTIVITY))]
     masks = overlap.find(runs, False, notices)
     with files.atomic_folder(study) as temporary:
-        for folder in finished:
+        for folder in [*finished, *lines]:
             copy = temporary / folder.relative_to(runs)
             copy.mkdir(parents=True, exist_ok=True)
             for path in (path for name in COPIED for path in folder.glob(name)):

@@ -1,9 +1,7 @@
 """Loss and score on the line between two trainings of one ticket with different data orders.
 
-Linear mode connectivity (Frankle et al. 2020, "Linear Mode Connectivity and the Lottery Ticket
-Hypothesis"): a network is stable to the noise of SGD if the line between two trainings from the
-same weights has no error barrier. The claim to test: tickets match the full network if they are
-stable. Train a ticket twice, with the same --seed and two values of --data_seed.
+Linear mode connectivity (Frankle et al. 2020; see barriers.py). Train a ticket twice, with the same
+--seed and two values of --data_seed.
 """
 
 if __name__ == "__main__":
@@ -21,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from experiments import figures, paper
+from experiments import barriers, figures, paper
 from utils import cli, files
 from utils.config import (
     GlueConfig,
@@ -117,14 +115,6 @@ def dev_loss(
     return total / task.train_rows
 
 
-def barrier(losses: np.ndarray) -> float:
-    """Return by how much the losses, at equal distances, exceed the line between the ends' losses.
-
-    Frankle et al. subtract the mean of the ends.
-    """
-    return float((losses - np.linspace(losses[0], losses[-1], len(losses))).max())
-
-
 def walk(
     folders: tuple[Path, Path], record: EvaluationRecord, points: int
 ) -> Iterator[EvaluationRecord]:
@@ -137,7 +127,8 @@ def walk(
     model, end = (bert.load_model(task.model_class, str(f), task.bert_config, 0) for f in folders)
     start, theirs = masks.snapshot(model), masks.snapshot(end)
     nn.Module.to(model, runtime.device)
-    base = replace(record, method="connectivity", args={"runs": list(map(str, folders))})
+    args = record.args | {"data_seed": None, "runs": list(map(str, folders))}
+    base = replace(record, method="connectivity", args=args)
     for alpha in np.linspace(0, 1, points).tolist():
         masks.rewind(model, {n: torch.lerp(start[n], theirs[n], alpha) for n in start})
         with tempfile.TemporaryDirectory() as folder:
@@ -146,31 +137,6 @@ def walk(
         finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
         value = finite[task.score_key]
         yield replace(base, metrics=finite, score=None if value is None else task.scale * value)
-
-
-def curves(records: list[EvaluationRecord]) -> dict[str, np.ndarray]:
-    """Return alpha, loss and error (100 less the score) of the points; nan if not defined."""
-    rows = [(record.metrics["alpha"], record.metrics["loss"], record.score) for record in records]
-    alpha, loss, score = np.array(rows, dtype=float).T
-    return {"alpha": alpha, "loss": loss, "error": 100 - score}
-
-
-def draw(lines: dict[str, np.ndarray], title: str, path: Path) -> None:
-    """Draw loss and error against alpha."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(figures.SETTINGS), files.atomic_file(path) as temporary:
-        figure = Figure(figsize=(5.2, 2.2), layout="constrained")
-        for axes, name in zip(figure.subplots(1, 2), ("loss", "error"), strict=True):
-            axes.plot(lines["alpha"], lines[name], marker="o", markersize=3.5)
-            axes.axline(
-                (0, lines[name][0]), (1, lines[name][-1]), color=figures.GREY, linewidth=0.8
-            )
-            axes.set_title(f"barrier {barrier(lines[name]):.2g}", loc="left")
-            axes.set(xlabel="alpha", ylabel=name)
-        figure.suptitle(title, fontsize=8)
-        figure.savefig(temporary, dpi=figures.DPI, format="png")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -195,13 +161,16 @@ def main(argv: list[str] | None = None) -> None:
     with files.atomic_file(output) as temporary:
         for record in records:
             append_record(temporary, record)
-    lines = curves(records)
-    title = f"{paper.NAMES.get(one.task, one.task)}, sparsity {one.sparsity:.0%}"
+    line = barriers.Line.of(records)
     if figures.INSTALLED:
-        draw(lines, title, output.with_suffix(".png"))
-    rows = [[f"{value:.4f}" for value in row] for row in zip(*lines.values(), strict=True)]
-    print(format_table(list(lines), rows))
-    loss, error = (barrier(lines[name]) for name in ("loss", "error"))
+        figures.write_lines([line], output.with_suffix(".png"))
+    rows = [
+        [f"{value:.4f}" for value in row]
+        for row in zip(line.alpha, line.loss, line.error, strict=True)
+    ]
+    print(format_table(["alpha", *barriers.MEASURES], rows))
+    loss, error = map(line.barrier, barriers.MEASURES)
+    title = f"{paper.NAMES.get(line.task, line.task)}, {line.label}"
     print(f"{title}: barrier {loss:.4f} in loss, {error:.2f} points in error; {output}")
 
 

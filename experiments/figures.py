@@ -14,9 +14,11 @@ import os
 import sys
 import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from experiments import markup, paper, results, tables
+from experiments import barriers, markup, paper, results, tables
+from experiments.barriers import Line
 from experiments.markup import DASH, Table, Value, show
 from experiments.results import Cell, Results
 from utils import cli, files
@@ -190,6 +192,24 @@ def with_one_shot(table: Table) -> Figure:
     return figure
 
 
+def connectivity(lines: list[Line]) -> Figure:
+    """Draw loss and error between two trainings: a row of panels per task, a curve per network."""
+    tasks = list(dict.fromkeys(line.task for line in lines))
+    figure, panels = _subplots(len(tasks), 2, 5.6, 0.6 + 2.0 * len(tasks))
+    cases = itertools.product(tasks, barriers.MEASURES)
+    for axes, (task, measure) in zip(panels, cases, strict=True):
+        points: dict[str, dict[float, list[float]]] = {}
+        for line in (line for line in lines if line.task == task):
+            for alpha, value in zip(line.alpha, getattr(line, measure), strict=True):
+                points.setdefault(line.label, {}).setdefault(float(alpha), []).append(float(value))
+        curves = {name: {x: Cell.of(own) for x, own in of.items()} for name, of in points.items()}
+        _curves(axes, curves)
+        axes.set_title(paper.NAMES.get(task, task), loc="left")
+        axes.set(xlabel="from one training (0) to the other (1)", ylabel=measure)
+    _legend(figure, "outside lower center", columns=4)
+    return figure
+
+
 def _columns(table: Table, rows: dict[float, list[Value]]) -> Lines:
     """Return a line per column of the table through the scores of `rows`, x -> values."""
     targets = enumerate(table.header[1:])
@@ -214,7 +234,7 @@ def requested(
     args = flags.parse_args(argv)
     args.out = args.out or args.folder / "figures"
     layout = tables.layout_of(args.tasks, args.sparsity, not args.no_paper)
-    wanted = ["figure2", "figure_rewind", "figure_sparsity", tables.OVERLAP]
+    wanted = ["figure2", "figure_rewind", "figure_sparsity", tables.OVERLAP, tables.CONNECTIVITY]
     made, found = tables.build(args.folder, layout, wanted, args.as_released)
     return args, [table for table in made if not args.only or table.name in args.only], found
 
@@ -231,12 +251,26 @@ def write(args: argparse.Namespace, table: Table, found: Results, *suffixes: str
     with matplotlib.rc_context(SETTINGS):
         if table.name == "figure_sparsity":
             figure = sparsities(found, paper.task_keys(args.tasks))
+        elif table.name == tables.CONNECTIVITY:
+            shown = paper.task_keys(args.tasks)
+            figure = connectivity([e for e in barriers.read(args.folder, []) if e.task in shown])
         else:
             figure = DRAW.get(table.name, shares)(table)
         for suffix in suffixes:
-            source = {"Keywords" if suffix == "pdf" else "Description": digest(table)}
-            with files.atomic_file(args.out / f"{table.name}.{suffix}") as temporary:
-                figure.savefig(temporary, dpi=DPI, format=suffix, metadata=source)
+            _save(figure, args.out / f"{table.name}.{suffix}", digest(table))
+
+
+def write_lines(lines: list[Line], path: Path) -> None:
+    """Draw the lines to a PNG file."""
+    with matplotlib.rc_context(SETTINGS):
+        _save(connectivity(lines), path, source="")
+
+
+def _save(figure: Figure, path: Path, source: str) -> None:
+    suffix = path.suffix.removeprefix(".")
+    metadata = {"Keywords" if suffix == "pdf" else "Description": source}
+    with files.atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, format=suffix, metadata=metadata)
 
 
 def main(argv: list[str] | None = None) -> None:

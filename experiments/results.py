@@ -33,7 +33,7 @@ KINDS = {  # of networks -> source of the mask, initial weights
     "IMP, elements shuffled": ("imp", "elements"),
 }
 SUBNETWORKS = [kind for kind in KINDS if kind != FULL]
-KEY = [  # columns that identify a score; see `_row`
+KEY = [  # columns that identify a score; see `describe`
     *("task", "method", "seed", "init", "init_task", "init_rewinding", "init_seed", "percent"),
     *("source", "source_task", "source_seed", "shuffled_from", "rewinding", "as_released"),
 ]
@@ -162,7 +162,7 @@ def read(folder: Path, as_released: bool = False) -> Results:
             usual = record.args.get("data_seed") is None  # else a pair for connectivity.py
             if record.final and usual and record.method in ("train", "imp"):
                 location = {"where": where, "folder": path.parent, "step": record.step}
-                found.append(_row(record) | location)
+                found.append(describe(record) | location)
     columns = [*KEY, "recipe", "score", "where", "folder", "step"]
     rows = pd.DataFrame(found, columns=columns, dtype=object)
     of_imp = rows["source"].isin(OF_IMP) | (rows["method"] == "imp")
@@ -170,7 +170,8 @@ def read(folder: Path, as_released: bool = False) -> Results:
     return Results(_without_repetitions(rows, notices), notices)
 
 
-def _row(record: EvaluationRecord) -> dict[str, Any]:
+def describe(record: EvaluationRecord) -> dict[str, Any]:
+    """Return KEY, recipe and score of a row."""
     init, mask, args = record.init_info or Origin(), record.mask_info or Origin(), record.args
     source = mask.method or ("unknown" if record.mask else "")
     source_seed = None if source in NO_TASK else mask.seed

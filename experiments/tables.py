@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from experiments import builders, markup, overlap, paper, results, significance
+from experiments import barriers, builders, markup, overlap, paper, results, significance
 from experiments.markup import Layout, Table
 from experiments.results import Results
 from utils import cli, files
@@ -19,7 +19,7 @@ BUILDERS = {
     **{"figure2": builders.figure2, "figure_rewind": builders.figure_rewind},
     "figure_sparsity": builders.figure_sparsity,
 }
-OVERLAP = "figure_overlap"
+OVERLAP, CONNECTIVITY = "figure_overlap", "connectivity"
 LEGEND = "Mean ± standard deviation in percent points, number of seeds in brackets"
 
 
@@ -50,10 +50,12 @@ def build(
     Raises UserError if there are no results, or those of one task have different recipes.
     """
     found = results.read(folder, as_released)
-    wanted = only or [*BUILDERS, OVERLAP]
+    wanted = only or [*BUILDERS, OVERLAP, CONNECTIVITY]
     tables = [builder(found, layout) for name, builder in BUILDERS.items() if name in wanted]
     if OVERLAP in wanted:
         tables += overlap_tables(folder, found, layout, as_released)
+    if CONNECTIVITY in wanted:
+        tables.append(barriers.table(barriers.read(folder, found.notices), found, layout))
     tables = [table for table in tables if table.measured()]
     names = [table.name for table in tables]
     if statistics and "table2" in names:
@@ -111,7 +113,7 @@ def requested(
 ) -> tuple[argparse.Namespace, list[Table], Results]:
     """Return the flags of a command line, and what `build` makes for them."""
     flags = parser(__doc__, "tables")
-    names = [*BUILDERS, OVERLAP]
+    names = [*BUILDERS, OVERLAP, CONNECTIVITY]
     flags.add_argument("--only", nargs="+", choices=names, help="build these tables alone")
     text = "add intervals and tests over examples and seeds to table2 (ours)"
     flags.add_argument("--statistics", action="store_true", help=text)

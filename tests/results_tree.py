@@ -80,10 +80,10 @@ def row(
     )
 
 
-def write_rows(folder: Path, rows: list[dict], tail: str = "") -> Path:
-    """Write `rows` to folder/results.jsonl, and `tail` after them."""
+def write_rows(folder: Path, rows: list[dict], tail: str = "", name: str = "results.jsonl") -> Path:
+    """Write `rows` to a file of the folder, and `tail` after them."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "results.jsonl"
+    path = folder / name
     path.write_text("".join(json.dumps(r) + "\n" for r in rows) + tail, encoding="utf-8")
     return path
 

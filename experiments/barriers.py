@@ -1,0 +1,113 @@
+"""Barriers on the line between two trainings of one ticket, from the rows of connectivity.py.
+
+Linear mode connectivity (Frankle et al. 2020, "Linear Mode Connectivity and the Lottery Ticket
+Hypothesis"): a network is stable to the noise of SGD if the line between two trainings from the
+same weights has no error barrier. The claim to test: tickets match the full network if they are
+stable.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments import builders, markup, paper, results
+from experiments.markup import Layout, Table
+from experiments.results import Cell, Results
+from utils import files
+from utils.runs.records import EvaluationRecord, read_records
+
+STABLE = 2.0  # points of error; Frankle et al.: "instability < 2 %"
+MEASURES = ("loss", "error")  # error: 100 less the score
+
+
+@dataclass(frozen=True)
+class Line:
+    """Loss and error at the points `alpha`, 0 to 1, between two trainings of one network."""
+
+    task: str
+    kind: str  # of results.KINDS
+    percent: float
+    recipe: dict[str, Any]
+    alpha: np.ndarray
+    loss: np.ndarray
+    error: np.ndarray  # nan if the score is undefined
+
+    @classmethod
+    def of(cls, records: list[EvaluationRecord]) -> "Line":
+        """Return the line of the rows that one call of connectivity.py writes."""
+        row = results.describe(records[0])
+        kinds = {value: kind for kind, value in results.KINDS.items()}
+        kind = kinds.get((row["source"], row["init"]), row["source"])
+        values = [(each.metrics["alpha"], each.metrics["loss"], each.score) for each in records]
+        alpha, loss, score = np.array(values, dtype=float).T
+        return cls(row["task"], kind, row["percent"], row["recipe"], alpha, loss, 100 - score)
+
+    def barrier(self, measure: str) -> float:
+        """Return by how much a measure exceeds the straight line between its values at the ends.
+
+        Frankle et al. subtract the mean of the ends.
+        """
+        values = getattr(self, measure)
+        return float((values - np.linspace(values[0], values[-1], len(values))).max())
+
+    @property
+    def label(self) -> str:
+        """The network, with its sparsity if it has a mask."""
+        return f"{self.kind}, {self.percent:g} %" if self.percent else self.kind
+
+
+def read(folder: Path, notices: list[str]) -> list[Line]:
+    """Return the lines below a folder, by task, kind and sparsity.
+
+    Raises UserError if those of one task have different recipes.
+    """
+    found, sources = [], []
+    for path in sorted(folder.rglob(files.CONNECTIVITY)):
+        records, problems = read_records(path)
+        notices += problems
+        try:
+            found.append(Line.of([record for _, record in records]))
+            sources.append({"recipe": found[-1].recipe, "folder": path.parent})
+        except (LookupError, TypeError, ValueError):
+            notices.append(f"{path}: no rows of connectivity.py; left out")
+    for task in {line.task for line in found}:
+        own = [row for row, line in zip(sources, found, strict=True) if line.task == task]
+        results.check_recipe(task, pd.DataFrame(own))
+    return sorted(found, key=lambda line: (line.task, line.percent, line.kind))
+
+
+def table(lines: list[Line], found: Results, layout: Layout) -> Table:
+    """Return barriers beside scores: a row per task and network, with the mean over its lines."""
+    header = ["", "barrier in loss", "barrier in error", "stable", "score", "wins"]
+    made = Table("connectivity", "Barrier between two trainings of one ticket", header, digits=3)
+    for task in layout.tasks:
+        own = [line for line in lines if line.task == task]
+        for label in dict.fromkeys(line.label for line in own):
+            group = [line for line in own if line.label == label]
+            loss, error = (_mean(each.barrier(m) for each in group) for m in MEASURES)
+            kind, percent = group[0].kind, group[0].percent
+            score = found.cell(task, kind, percent)
+            wins = builders.wins(score, found.full(task), "full") if percent else None
+            stable = None if error is None else error.mean < STABLE
+            verdicts = [None if v is None else markup.show(v, 0) for v in (stable, wins)]
+            made.add(
+                f"{paper.NAMES[task]}, {label}", [loss, error, verdicts[0], score, verdicts[1]]
+            )
+    made.notes.append(
+        f"Stable: a barrier in error (100 less the score) below {STABLE:g} points, as in Frankle "
+        "et al. 2020. Wins: by the full network's deviation. Claim: tickets win if they are stable."
+    )
+    return made
+
+
+def _verdict(value: bool | None) -> str | None:
+    return None if value is None else markup.show(value, 0)
+
+
+def _mean(values: Iterable[float]) -> Cell | None:
+    return Cell.of([value for value in values if math.isfinite(value)])

@@ -1,0 +1,73 @@
+"""Barriers: their definition, their table, and lines that cannot be compared."""
+
+import numpy as np
+import pytest
+from built_tables import layout
+from results_tree import mask_info, row, trainings, write_rows
+
+from experiments import barriers, markup, results
+from experiments.barriers import Line
+from utils.errors import UserError
+
+
+def line_of(values) -> Line:
+    values = np.asarray(values, dtype=float)
+    return Line("rte", "IMP", 50.0, {}, np.linspace(0, 1, len(values)), values, values)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_convex_loss_has_no_barrier(seed):
+    draw = np.random.default_rng(seed)
+    matrix, one, other = draw.normal(size=(4, 3)), *draw.normal(size=(2, 3))
+    points = [one + alpha * (other - one) for alpha in np.linspace(0, 1, 11)]
+    losses = [np.square(matrix @ point - 1).sum() for point in points]
+    assert line_of(losses).barrier("loss") == pytest.approx(0, abs=1e-9)
+
+
+def test_a_bump_has_its_height_also_between_different_ends():
+    alphas = np.linspace(0, 1, 11)
+    line = line_of(1 + 2 * alphas + 0.7 * np.sin(np.pi * alphas))
+    assert line.barrier("loss") == pytest.approx(0.7)
+
+
+def write_line(folder, scores, sparsity, seed=1, **changes):
+    info = mask_info("rte", sparsity, 1) if sparsity else None
+    points = enumerate(scores)
+    write_rows(
+        folder,
+        [
+            row("rte", score, seed, info, method="connectivity", **changes)
+            | {"metrics": {"alpha": at / (len(scores) - 1), "loss": 1 - score / 100}}
+            for at, score in points
+        ],
+        name="connectivity.jsonl",
+    )
+
+
+def table(folder):
+    found = results.read(folder)
+    made = barriers.table(barriers.read(folder, found.notices), found, layout("rte"))
+    return {label: [markup.show(v, 2) for v in values] for label, values in made.rows}
+
+
+def test_the_table_has_mean_barriers_beside_the_verdicts(tmp_path):
+    dense = trainings("rte", [60.0, 62.0])
+    tickets = trainings("rte", [50.0, 52.0], lambda _: mask_info("rte", 0.5, 1))
+    write_rows(tmp_path / "runs", dense + tickets)
+    write_line(tmp_path / "dense", [60.0, 59.0, 60.0], 0.0)
+    write_line(tmp_path / "one", [50.0, 44.0, 52.0], 0.5)
+    write_line(tmp_path / "two", [50.0, 42.0, 50.0], 0.5, seed=2)
+    found = table(tmp_path)
+    assert found["RTE, full network"] == ["0.01 (1)", "1.00 (1)", "yes", "61.00 ± 1.41 (2)", "-"]
+    assert found["RTE, IMP, 50 %"][1:] == ["7.50 ± 0.71 (2)", "no", "51.00 ± 1.41 (2)", "no"]
+
+
+def test_lines_of_different_recipes_are_refused_and_other_files_left_out(tmp_path):
+    write_rows(tmp_path / "runs", trainings("rte", [60.0, 62.0]))
+    write_rows(tmp_path / "other", trainings("rte", [60.0]), name="connectivity.jsonl")
+    notices: list[str] = []
+    assert barriers.read(tmp_path, notices) == [] and "no rows of connectivity.py" in notices[-1]
+    write_line(tmp_path / "a", [60.0, 59.0, 60.0], 0.0, args={"learning_rate": 1e-4})
+    write_line(tmp_path / "b", [60.0, 59.0, 60.0], 0.0, args={"learning_rate": 2e-4})
+    with pytest.raises(UserError, match="learning_rate"):
+        barriers.read(tmp_path, [])
