@@ -1,4 +1,4 @@
-"""Which claims of Table 2 the runs below a folder show, each with its numbers."""
+"""Which claims of Table 2, and two of ours, the runs below a folder show, with their numbers."""
 
 if __name__ == "__main__":
     import _root  # noqa: F401
@@ -7,18 +7,29 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from experiments import builders, markup, paper, results, tables
 from experiments.markup import Layout
 from experiments.results import Cell, Results
-from utils import cli
+from utils import cli, files
+from utils.pruning.origin import Origin
+from utils.runs.records import read_records
 
 MARGIN = 10.0  # points by which a control must fall behind the full network (ours)
 CONTROLS = ("random mask", "IMP, random weights", "IMP, layers shuffled", "IMP, elements shuffled")
+LAYERWISE = "IMP, shuffled within matrices"
+STABLE = 2.0  # points of error barrier; less is stable (Frankle et al. 2020, see connectivity.py)
 WORDS = {True: "shown", False: "NOT shown", None: "cannot tell"}
 
 
-def claims(found: Results, task: str, percent: float) -> Iterator[tuple[bool | None, str]]:
-    """Yield whether the runs show each claim about `task` (None: cannot tell), and its numbers."""
+def claims(
+    found: Results, task: str, percent: float, barriers: list[tuple[float, float]]
+) -> Iterator[tuple[bool | None, str]]:
+    """Yield whether the runs show each claim about `task` (None: cannot tell), and its numbers.
+
+    `barriers` are those of `find_barriers`.
+    """
     full, ticket = found.full(task), found.cell(task, "IMP", percent)
     if full is None:
         yield None, "no run of the full network"
@@ -33,18 +44,51 @@ def claims(found: Results, task: str, percent: float) -> Iterator[tuple[bool | N
             behind = full.mean - control.mean
             claim = f"{MARGIN:g} points or more below {score} ({behind:.1f})"
             yield behind >= MARGIN, f"{kind}, {_shown(control)}: {claim}"
+    control = found.cell(task, LAYERWISE, percent)
+    if ticket is not None and control is not None:
+        lead, stds = ticket.mean - control.mean, (ticket.std, control.std)
+        claim = f"more than both deviations below the ticket's {_shown(ticket)} ({lead:.1f}; ours)"
+        verdict = None if None in stds else lead > sum(filter(None, stds))
+        yield verdict, f"{LAYERWISE}, {_shown(control)}: {claim}"
+    if ticket is not None and barriers:
+        error, loss = np.mean(barriers, axis=0)
+        claim = "the IMP ticket is within one standard deviation exactly if it is stable"
+        height = f"barrier of {error:.1f} points in error, {loss:.4f} in loss"
+        matches = builders.wins(ticket, full, "full")
+        verdict = None if matches is None else matches == (error < STABLE)
+        yield verdict, f"{claim}: {height} between two data orders (stable: below {STABLE:g}; ours)"
+
+
+def find_barriers(folder: Path, task: str, percent: float) -> list[tuple[float, float]]:
+    """Return the barriers in error and loss of the task's tickets, from every line in `folder`."""
+    found = []
+    for path in sorted(folder.rglob(files.CONNECTIVITY)):
+        from experiments import connectivity  # imports torch
+
+        points = [record for _, record in read_records(path)[0] if "alpha" in record.metrics]
+        origin = (points[0].mask_info if points else None) or Origin()
+        at = points and (origin.method, origin.task, round(100 * points[0].sparsity, 1))
+        if at == ("imp", task, percent) and points[0].task == task:
+            lines = connectivity.curves(points)
+            found.append(
+                (connectivity.barrier(lines["error"]), connectivity.barrier(lines["loss"]))
+            )
+    return found
 
 
 def _shown(cell: Cell) -> str:
     return markup.show(replace(cell, n=0), digits=1)
 
 
-def report(found: Results, layout: Layout) -> str:
-    """Return a line per claim below a line of counts."""
+def report(folder: Path, layout: Layout) -> str:
+    """Return a line per claim about the runs below `folder`, below a line of counts."""
+    found = results.read(folder)
     at = builders.sparsities(found, layout, paper.SPARSITY)
     at = {t: p for t, p in at.items() if layout.named or t in set(found.rows["task"])}
     made = [
-        (task, *claim) for task, percent in at.items() for claim in claims(found, task, percent)
+        (task, *claim)
+        for task, percent in at.items()
+        for claim in claims(found, task, percent, find_barriers(folder, task, percent))
     ]
     verdicts = [verdict for _, verdict, _ in made]
     counts = [f"{verdicts.count(v)} {word}" for v, word in WORDS.items() if v in verdicts]
@@ -64,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--sparsity", type=float, help=text)
     args = parser.parse_args(argv)
     layout = tables.layout_of(args.tasks, args.sparsity, with_paper=False)
-    print(report(results.read(args.folder), layout))
+    print(report(args.folder, layout))
 
 
 if __name__ == "__main__":
