@@ -40,7 +40,7 @@ def done(tmp_path_factory):
 
 def test_every_command_of_the_lists_ran_and_left_its_row(done):
     copy, _ = done
-    for name in ("table2", "figure2"):
+    for name in ("table2", "figure2", "connectivity"):
         lines = (copy / "mini" / f"{name}.list").read_text().splitlines()
         commands = [line for line in lines if line.startswith("python")]
         assert commands
@@ -62,6 +62,16 @@ def test_the_miniature_shows_the_papers_claims_on_masked_language_modelling(done
     with open(table, newline="", encoding="utf-8") as file:
         rows = {row[0]: row[1:] for row in csv.reader(file)}
     assert rows, "table2.csv is empty"
+
+
+def test_the_layer_matched_control_and_the_line_have_claims(done):
+    """One seed has no deviation, so both claims stay open; their numbers are printed."""
+    _, printed = done
+    (control,) = re.findall(
+        r"cannot tell  MLM: IMP, shuffled within matrices.*\((.*); ours", printed
+    )
+    (line,) = re.findall(r"cannot tell  MLM: .*stable: barrier of (.*) points in error", printed)
+    assert 2 < float(control) < 20 and 0 <= float(line) < 2
 
 
 def test_theta_0_learned_the_language(done):
