@@ -7,7 +7,6 @@ stable.
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ class Line:
     """Loss and error at the points `alpha`, 0 to 1, between two trainings of one network."""
 
     task: str
-    kind: str  # of results.KINDS
+    kind: str  # of results.KINDS, or the source of another mask
     percent: float
     recipe: dict[str, Any]
     alpha: np.ndarray
@@ -42,7 +41,9 @@ class Line:
         """Return the line of the rows that one call of connectivity.py writes."""
         row = results.describe(records[0])
         kinds = {value: kind for kind, value in results.KINDS.items()}
-        kind = kinds.get((row["source"], row["init"]), row["source"])
+        kind = kinds.get((row["source"], row["init"]), f"{row['source']}, {row['init']}")
+        if row["source_task"] not in (None, row["task"]):
+            kind += f" of {paper.NAMES.get(row['source_task'], row['source_task'])}"
         values = [(each.metrics["alpha"], each.metrics["loss"], each.score) for each in records]
         alpha, loss, score = np.array(values, dtype=float).T
         return cls(row["task"], kind, row["percent"], row["recipe"], alpha, loss, 100 - score)
@@ -93,9 +94,9 @@ def table(lines: list[Line], found: Results, layout: Layout) -> Table:
         own = [line for line in lines if line.task == task]
         for label in dict.fromkeys(line.label for line in own):
             group = [line for line in own if line.label == label]
-            loss, error = (_mean(each.barrier(m) for each in group) for m in MEASURES)
+            loss, error = (mean(group, measure) for measure in MEASURES)
             kind, percent = group[0].kind, group[0].percent
-            score = found.cell(task, kind, percent)
+            score = found.cell(task, kind, percent) if kind in results.KINDS else None
             wins = builders.wins(score, found.full(task), "full") if percent else None
             stable = None if error is None else error.mean < STABLE
             verdicts = [None if v is None else markup.show(v, 0) for v in (stable, wins)]
@@ -109,9 +110,10 @@ def table(lines: list[Line], found: Results, layout: Layout) -> Table:
     return made
 
 
+def mean(lines: list[Line], measure: str) -> Cell | None:
+    """Return the mean barrier of those lines that have one."""
+    return Cell.of([b for b in (line.barrier(measure) for line in lines) if math.isfinite(b)])
+
+
 def _verdict(value: bool | None) -> str | None:
     return None if value is None else markup.show(value, 0)
-
-
-def _mean(values: Iterable[float]) -> Cell | None:
-    return Cell.of([value for value in values if math.isfinite(value)])

@@ -7,29 +7,22 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from experiments import builders, markup, paper, results, tables
+from experiments import barriers, builders, markup, paper, results, tables
+from experiments.barriers import STABLE, Line
 from experiments.markup import Layout
 from experiments.results import Cell, Results
-from utils import cli, files
-from utils.pruning.origin import Origin
-from utils.runs.records import read_records
+from utils import cli
 
 MARGIN = 10.0  # points by which a control must fall behind the full network (ours)
 CONTROLS = ("random mask", "IMP, random weights", "IMP, layers shuffled", "IMP, elements shuffled")
 LAYERWISE = "IMP, shuffled within matrices"
-STABLE = 2.0  # points of error barrier; less is stable (Frankle et al. 2020, see connectivity.py)
 WORDS = {True: "shown", False: "NOT shown", None: "cannot tell"}
 
 
 def claims(
-    found: Results, task: str, percent: float, barriers: list[tuple[float, float]]
+    found: Results, task: str, percent: float, lines: list[Line]
 ) -> Iterator[tuple[bool | None, str]]:
-    """Yield whether the runs show each claim about `task` (None: cannot tell), and its numbers.
-
-    `barriers` are those of `find_barriers`.
-    """
+    """Yield whether the runs show each claim about `task` (None: cannot tell), and its numbers."""
     full, ticket = found.full(task), found.cell(task, "IMP", percent)
     if full is None:
         yield None, "no run of the full network"
@@ -50,30 +43,14 @@ def claims(
         claim = f"more than both deviations below the ticket's {_shown(ticket)} ({lead:.1f}; ours)"
         verdict = None if None in stds else lead > sum(filter(None, stds))
         yield verdict, f"{LAYERWISE}, {_shown(control)}: {claim}"
-    if ticket is not None and barriers:
-        error, loss = np.mean(barriers, axis=0)
+    own = [line for line in lines if (line.task, line.kind, line.percent) == (task, "IMP", percent)]
+    error, loss = (barriers.mean(own, measure) for measure in ("error", "loss"))
+    if ticket and error and loss:
         claim = "the IMP ticket is within one standard deviation exactly if it is stable"
-        height = f"barrier of {error:.1f} points in error, {loss:.4f} in loss"
+        height = f"barrier of {error.mean:.1f} points in error, {loss.mean:.4f} in loss"
         matches = builders.wins(ticket, full, "full")
-        verdict = None if matches is None else matches == (error < STABLE)
+        verdict = None if matches is None else matches == (error.mean < STABLE)
         yield verdict, f"{claim}: {height} between two data orders (stable: below {STABLE:g}; ours)"
-
-
-def find_barriers(folder: Path, task: str, percent: float) -> list[tuple[float, float]]:
-    """Return the barriers in error and loss of the task's tickets, from every line in `folder`."""
-    found = []
-    for path in sorted(folder.rglob(files.CONNECTIVITY)):
-        from experiments import connectivity  # imports torch
-
-        points = [record for _, record in read_records(path)[0] if "alpha" in record.metrics]
-        origin = (points[0].mask_info if points else None) or Origin()
-        at = points and (origin.method, origin.task, round(100 * points[0].sparsity, 1))
-        if at == ("imp", task, percent) and points[0].task == task:
-            lines = connectivity.curves(points)
-            found.append(
-                (connectivity.barrier(lines["error"]), connectivity.barrier(lines["loss"]))
-            )
-    return found
 
 
 def _shown(cell: Cell) -> str:
@@ -83,12 +60,13 @@ def _shown(cell: Cell) -> str:
 def report(folder: Path, layout: Layout) -> str:
     """Return a line per claim about the runs below `folder`, below a line of counts."""
     found = results.read(folder)
+    measured = barriers.read(folder, found.notices)
     at = builders.sparsities(found, layout, paper.SPARSITY)
     at = {t: p for t, p in at.items() if layout.named or t in set(found.rows["task"])}
     made = [
         (task, *claim)
         for task, percent in at.items()
-        for claim in claims(found, task, percent, find_barriers(folder, task, percent))
+        for claim in claims(found, task, percent, measured)
     ]
     verdicts = [verdict for _, verdict, _ in made]
     counts = [f"{verdicts.count(v)} {word}" for v, word in WORDS.items() if v in verdicts]

@@ -23,8 +23,7 @@ def write_line(folder, errors, mask=None, task="rte"):
         | {"metrics": {"alpha": at / (len(errors) - 1), "loss": error / 100}}
         for at, error in enumerate(errors)
     ]
-    path = write_rows(folder, points)
-    path.rename(folder / "connectivity.jsonl")
+    write_rows(folder, points, name="connectivity.jsonl")
 
 
 def claim(capsys, folder, word):
