@@ -1,18 +1,18 @@
 """Measure this project beside the baseline (baseline.py) on a CPU.
 
 `bench.py WHAT` adds lines of JSON to --out; `bench.py table` prints their summary. All ways work
-on the same inputs in turn, each in its own process; transformers' Trainer, which needs the package
-accelerate, draws its own batches. Every line has the load of the machine.
+on the same inputs in turn, each in its own process; transformers' Trainer draws its own batches.
+Every line has the load of the machine.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -82,7 +82,7 @@ class Worker:
 def in_turn(
     record: Recorder,
     args: argparse.Namespace,
-    ways: tuple[str, ...],
+    ways: Iterable[str],
     repeat: int | None = None,
     **more: str,
 ) -> None:
@@ -105,12 +105,9 @@ def measure(args: argparse.Namespace, record: Recorder) -> None:
     """Take the measurements that `args.what` names."""
     both = ("ours", "baseline")
     if args.what in ("step", "evaluation"):
-        ways = (*both, "longest", "peak")
-        if args.what == "step" and importlib.util.find_spec("accelerate"):
-            ways += ("trainer",)
         for task in args.tasks:
             if args.what == "step" or task != "SQuAD":
-                in_turn(record, args, ways, task=task)
+                in_turn(record, args, args.ways, task=task)
     elif args.what == "prune":
         for repeat in range(args.repeats):
             in_turn(record, args, both, repeat)
@@ -154,6 +151,9 @@ def parse_args() -> argparse.Namespace:
     add("--model", default=None, help=text)
     tasks = ["CoLA", "SST-2", "STS-B", "RTE", "SQuAD"]
     add("--tasks", nargs="+", default=tasks, help="step, evaluation (only of GLUE): tasks")
+    ways = ["ours", "baseline", "longest", "peak"]
+    text = "step, evaluation, rounds: ways to compare; for step also trainer (package accelerate)"
+    add("--ways", nargs="+", choices=[*ways, "trainer"], default=ways, help=text)
     add("--repeats", type=int, default=5, help="measurements of each way")
     add("--threads", type=int, default=os.cpu_count(), help="threads of torch")
     add("--bf16", action="store_true", help="step, evaluation: all ways under bfloat16 autocast")

@@ -68,7 +68,9 @@ def tokens_rows(what: str) -> Lines:
         if what == "step":  # the rows of an evaluation may be longer
             goal = STEP_GOALS.get(task, goal)
         name = f"{NAMES[what]}, {task}"
-        found = [times(f"{name} (padding: {factor:.1f}x)", ways, f"{goal:.1f}x")]
+        found = []
+        if "baseline" in ways:
+            found.append(times(f"{name} (padding: {factor:.1f}x)", ways, f"{goal:.1f}x"))
         wanted = LONGEST_GOALS.get(task.partition(",")[0], 2.0) if what == "step" else 2.0
         goals = {"longest": f"{wanted}x", "trainer": ""}
         for way in (way for way in OTHER_WAYS if way in ways):
@@ -103,12 +105,17 @@ def whole_rows(name: str, time_goal: str, memory_goal: str) -> Lines:
 
     def lines(task: str, _number: int, ways: Ways) -> list[str]:
         what = name.format(task=task)
-        baseline, ours = memory(ways, "peak_bytes")
-        sizes = (f"{baseline:.2f} GB", f"{ours:.2f} GB", f"{baseline / ours:.1f}x")
-        found = [times(what, ways, time_goal)]
+        found = []
         if "longest" in ways:
             found.append(times(f"{what}, {OTHER_WAYS['longest']}", ways, "2.2x", "longest"))
-        return [*found, row(f"{what}, peak memory", *sizes, memory_goal)]
+        if "baseline" in ways:
+            baseline, ours = memory(ways, "peak_bytes")
+            sizes = (f"{baseline:.2f} GB", f"{ours:.2f} GB", f"{baseline / ours:.1f}x")
+            found += [
+                times(what, ways, time_goal),
+                row(f"{what}, peak memory", *sizes, memory_goal),
+            ]
+        return found
 
     return lines
 

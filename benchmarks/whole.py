@@ -109,6 +109,7 @@ def rounds(args: argparse.Namespace, record: Record, model: str, folder: Path) -
         ours = our_imp(args, task, model, 10, args.steps, folder)
         baseline = baseline_imp(args, task, model, 10, args.steps)
         ways = {"ours": ours, "baseline": baseline, "longest": [*baseline, "--length", 0]}
+        ways = {way: command for way, command in ways.items() if way in args.ways}
         alternately(args, record, "rounds", ways, folder / task, task=task, round_steps=args.steps)
 
 
