@@ -3,7 +3,7 @@
 # requirements.txt in .venv, generates an artificial language, pre-trains a small BERT on it,
 # finds tickets, trains them and the controls, evaluates the line between two trainings, and prints
 # Table 2, Figure 2 and the claims that the runs show. All files go to FOLDER (default: miniature).
-# Three seeds take at most six minutes on two cores; one seed (--quick) at most three. Rerun it to
+# Three seeds take at most five minutes on two cores; one seed (--quick) at most three. Rerun it to
 # resume. PYTHON=python: use this Python and install nothing. TASKS=MLM: only MLM.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

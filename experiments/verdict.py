@@ -71,7 +71,7 @@ def report(folder: Path, layout: Layout) -> str:
     verdicts = [verdict for _, verdict, _ in made]
     counts = [f"{verdicts.count(v)} {word}" for v, word in WORDS.items() if v in verdicts]
     percents = ", ".join(f"{percent:g}" for percent in sorted(set(at.values())))
-    lines = [f"Table 2's claims at {percents} % sparsity: {', '.join(counts)}"]
+    lines = [f"Claims at {percents} % sparsity: {', '.join(counts)}"]
     lines += [f"{WORDS[verdict]:>11}  {paper.NAMES[t]}: {claim}" for t, verdict, claim in made]
     return "\n".join(lines)
 

@@ -483,7 +483,7 @@ def test_the_claims_use_the_sparsities_found(tmp_path, capsys):
     write_rows(tmp_path, at_sparsity("rte", [0.3], [0.6]))
     verdict.main([str(tmp_path)])
     printed = capsys.readouterr().out
-    assert printed.startswith("Table 2's claims at 30 % sparsity: 1 NOT shown\n")
+    assert printed.startswith("Claims at 30 % sparsity: 1 NOT shown\n")
     assert "MNLI" not in printed
 
 
