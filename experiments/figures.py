@@ -91,31 +91,8 @@ def shares(table: Table) -> Figure:
             _number(axes, x, y, text, white=number < middle)
     _grid(axes, table, columns)
     axes.set_title(table.title.partition(":")[0], loc="left", fontsize=8)
-    label = "sparsity, %" if table.name == "mask_profile" else "kept by both, % of either"
-    figure.colorbar(image, label=label, fraction=0.05)
+    figure.colorbar(image, label="kept by both, % of either", fraction=0.05)
     return figure
-
-
-def pairs(table: Table) -> Figure:
-    """Draw what the masks of each pair share, and what they would share by chance."""
-    height = 0.9 + 0.2 * len(table.rows)
-    figure, [axes] = _subplots(1, 1, 5.0, height)
-    for label, column, style in (("measured", 0, STYLES[0]), ("by chance", 1, STYLES[1])):
-        cells = [_cells(values)[column] for _, values in table.rows]
-        points = [(cell.mean, y) for y, cell in enumerate(cells) if cell]
-        fill = style[0] if column == 0 else "none"
-        x, y = zip(*points, strict=True)
-        axes.plot(x, y, style[1], color=style[0], markerfacecolor=fill, label=label)
-    axes.set_yticks(range(len(table.rows)), _labels([label for label, _ in table.rows]))
-    axes.set(xlim=(0, 102), ylim=(len(table.rows) - 0.5, -0.5), xlabel="kept by both, % of either")
-    axes.grid(axis="x", linewidth=0.3)
-    axes.set_title(table.title, loc="left", fontsize=8)
-    _legend(figure, "outside right upper")
-    return figure
-
-
-def _labels(names: list[str]) -> list[str]:
-    return [name.replace("theta_0", r"$\theta_0$") for name in names]
 
 
 def _cells(values: list[Value]) -> list[Cell | None]:
@@ -128,7 +105,8 @@ def _number(axes: Axes, x: int, y: int, text: str, white: bool) -> None:
 
 
 def _grid(axes: Axes, table: Table, columns: list[str]) -> None:
-    rows, names = _labels([label for label, _ in table.rows]), _labels(columns)
+    rows = [label.replace("theta_0", r"$\theta_0$") for label, _ in table.rows]
+    names = [column.replace("theta_0", r"$\theta_0$") for column in columns]
     axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(rows) - 0.5, -0.5))
     turned: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(range(len(names)), names, fontsize=7, **turned)
@@ -215,23 +193,19 @@ def with_one_shot(table: Table) -> Figure:
 
 
 def connectivity(lines: list[Line]) -> Figure:
-    """Draw by how much loss and error exceed the straight line between two trainings' values.
-
-    A row of panels per task, a curve per network; its maximum is the barrier.
-    """
+    """Draw loss and error between two trainings: a row of panels per task, a curve per network."""
     tasks = list(dict.fromkeys(line.task for line in lines))
     figure, panels = _subplots(len(tasks), 2, 5.6, 0.6 + 2.0 * len(tasks))
     cases = itertools.product(tasks, barriers.MEASURES)
     for axes, (task, measure) in zip(panels, cases, strict=True):
         points: dict[str, dict[float, list[float]]] = {}
         for line in (line for line in lines if line.task == task):
-            for alpha, value in zip(line.alpha, line.excess(measure), strict=True):
+            for alpha, value in zip(line.alpha, getattr(line, measure), strict=True):
                 points.setdefault(line.label, {}).setdefault(float(alpha), []).append(float(value))
         curves = {name: {x: Cell.of(own) for x, own in of.items()} for name, of in points.items()}
         _curves(axes, curves)
         axes.set_title(paper.NAMES.get(task, task), loc="left")
-        axes.axhline(0, color=GREY, linewidth=0.8)
-        axes.set(xlabel="from one training (0) to the other (1)", ylabel=f"excess {measure}")
+        axes.set(xlabel="from one training (0) to the other (1)", ylabel=measure)
     _legend(figure, "outside lower center", columns=4)
     return figure
 
@@ -242,9 +216,9 @@ def _columns(table: Table, rows: dict[float, list[Value]]) -> Lines:
     return {target: {x: values[i] for x, values in rows.items()} for i, target in targets}
 
 
-DRAW = {  # name of a table -> how it is drawn; others as `shares`
+DRAW = {  # name of a table -> how it is drawn; overlaps as `shares`
     **{"figure2": transfers, "figure2_paper": transfers},
-    **{"figure_rewind": rewindings, "overlap_with_omp": with_one_shot, "overlap_by_pair": pairs},
+    **{"figure_rewind": rewindings, "overlap_with_omp": with_one_shot},
 }
 
 

@@ -5,7 +5,7 @@ if __name__ == "__main__":
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import combinations, combinations_with_replacement, product
 from pathlib import Path
@@ -14,25 +14,23 @@ from typing import Any
 import pandas as pd
 
 from experiments import markup, paper
-from experiments.geometry import COUNTS, Bits, bits, by_chance, cosine, count, iou
-from experiments.markup import Layout, Table, Value
+from experiments.geometry import COUNTS, Bits, bits, cosine, count, iou
+from experiments.markup import Layout, Table
 from experiments.results import Cell, most_common, rewinding_label
 from utils import cli, files, schema
 from utils.errors import UserError
 from utils.pruning.origin import Origin
 
-CHANCE = "By chance: expected of two random masks with these sparsities in each matrix."
 COLUMNS = ["layer", "kind", "size", *COUNTS]
-SWAPPED = {"first": "second", "second": "first"}
-Measure = Callable[[float, float, float], float]  # of COUNTS
-MEASURES: dict[str, Measure] = {"shared, %": iou, "cosine x 100": cosine}
+Measure = Callable[[int, int, int], float]  # of COUNTS
 
 
 @dataclass(frozen=True)
 class MaskFile:
     """A mask file; `source` is the task that IMP found it on, or paper.OMP for theta_0 itself.
 
-    If `path` is a file of `store`, `stored` maps digests of other masks to counts of the pair.
+    If `path` is a file of `store`, `stored` maps digests of other masks to counts of the pair, in
+    either order: all measures are symmetric.
     """
 
     path: Path
@@ -108,8 +106,8 @@ def _stored_masks(path: Path) -> Iterable[MaskFile]:
             columns = zip(COLUMNS, zip(*counts, strict=True), strict=True)
             table = pd.DataFrame(dict(columns)).astype(dict.fromkeys(COLUMNS[2:], int))
             one, other = (MaskFile(path, s, percent, seed, sha) for s, seed, sha in ends)
-            masks.setdefault(one, one).stored[other.digest] = table
-            masks.setdefault(other, other).stored[one.digest] = table.rename(columns=SWAPPED)
+            for own, another in ((one, other), (other, one)):
+                masks.setdefault(own, own).stored[another.digest] = table
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}, line {number}: corrupt; collect the runs again") from error
     return masks.values()
@@ -184,48 +182,7 @@ def tables(masks: list[MaskFile], layout: Layout) -> list[Table]:
         for one, other in combinations_with_replacement(sources, 2)
     }
     parts = [_by_part(counts, title, part) for part in ("layer", "kind")]
-    profile = _profile({s: _by_seed(masks, s, percent).values() for s in sources}, percent)
-    return [whole, _by_pair(counts, title), *parts, profile, _with_omp(masks, layout)]
-
-
-def _by_pair(counts: dict[str, list[pd.DataFrame]], title: str) -> Table:
-    """Return the measures of each pair beside their values by chance."""
-    table = Table("overlap_by_pair", f"{title} beside chance", ["", *_with_chance()])
-    for label, own in counts.items():
-        chances = [by_chance(each) for each in own]
-        cells: list[Value] = []
-        for measure in MEASURES.values():
-            cells += [_mean(own, measure), Cell.of([measure(*each) for each in chances])]
-        table.add(label, cells)
-    table.notes.append(CHANCE)
-    return table
-
-
-def _with_chance() -> list[str]:
-    return [f"{name}{ending}" for name in MEASURES for ending in ("", " by chance")]
-
-
-def _profile(sources: Mapping[str, Iterable[MaskFile]], percent: float) -> Table:
-    """Return the sparsity of each source's masks by layer and by kind of matrix."""
-    made: dict[str, dict[str, list[float]]] = {}
-    parts: dict[str, None] = {}
-    for source, masks in sources.items():
-        found = made.setdefault(paper.SOURCES[source], {})
-        for mask in masks:
-            own = next(iter(mask.stored.values()), None)
-            kept = count(_bits(mask), _bits(mask), (mask.path, mask.path)) if own is None else own
-            sums = [kept.groupby(part, sort=False).sum(True) for part in ("layer", "kind")]
-            percents: dict[str, float] = {}  # the pooler is a layer and a kind
-            for each in sums:
-                percents |= (100 * (1 - each["first"] / each["size"])).to_dict()
-            for name, sparsity in percents.items():
-                parts[name] = None
-                found.setdefault(name, []).append(sparsity)
-    title = f"Sparsity of {percent:g} % masks by layer and by kind of matrix, %"
-    table = Table("mask_profile", title, ["", *parts])
-    for label, found in made.items():
-        table.add(label, [Cell.of(found.get(part, [])) for part in parts])
-    return table
+    return [whole, *parts, _with_omp(masks, layout)]
 
 
 def _by_part(counts: dict[str, list[pd.DataFrame]], title: str, column: str) -> Table:
@@ -243,13 +200,11 @@ def _with_omp(masks: list[MaskFile], layout: Layout) -> Table:
     tasks = [task for task in layout.tasks if task in found]
     title = "Overlap of IMP masks with one-shot masks of theta_0"
     table = Table("overlap_with_omp", title, ["", *(paper.NAMES[task] for task in tasks)])
+    measures: dict[str, Measure] = {"shared": iou, "cosine x 100": cosine}
     for percent in sorted({mask.percent for mask in masks if mask.source == paper.OMP}):
         counts = [pairs(masks, task, paper.OMP, percent) for task in tasks]
-        for label, measure in MEASURES.items():
-            table.add(
-                f"{percent:g} %, {label.removesuffix(', %')}",
-                [_mean(own, measure) for own in counts],
-            )
+        for label, measure in measures.items():
+            table.add(f"{percent:g} %, {label}", [_mean(own, measure) for own in counts])
     table.notes.append("Two random masks of sparsity s have the cosine 1 - s.")
     layout.note(table, "Essential Sparsity (2023) reports a cosine over 0.96 at 10 to 40 %.")
     return table
@@ -264,17 +219,15 @@ def compare(one: Path, other: Path) -> Table:
 
     a, b = (bits(mask_files.load(path)) for path in (one, other))
     counts = count(a, b, (one, other))
-    header = ["", "sparsity, %", "sparsity of the second, %", *_with_chance()]
+    header = ["", "sparsity, %", "sparsity of the second, %", "shared (IoU), %", "cosine x 100"]
     table = Table("overlap", f"Overlap of {one} and {other}", header, digits=2)
     by_part = [counts.groupby(part, sort=False) for part in ("layer", "kind")]
     for label, group in {"all": counts, **dict([*by_part[0], *by_part[1]])}.items():
         both, first, second, size = group[[*COUNTS, "size"]].sum().tolist()
         sparsities = (100 * (1 - kept / size) for kept in (first, second))
-        numbers, chance = [*sparsities], by_chance(group)
-        for measure in MEASURES.values():
-            numbers += [measure(both, first, second), measure(*chance)]
+        numbers = (*sparsities, iou(both, first, second), cosine(both, first, second))
         table.add(label, [Cell(number, None, n=0) for number in numbers])
-    table.notes += ["Shared (IoU): weights kept by both, % of those kept by either.", CHANCE]
+    table.notes.append("Shared: weights kept by both, % of those kept by either.")
     return table
 
 

@@ -43,10 +43,8 @@ def test_two_masks_are_compared_whatever_their_format(tmp_path, capsys, kind):
         both = float(one @ two)
         expected = [float(1 - one.mean()), float(1 - two.mean())]
         expected += [both / float((one + two).clamp(max=1).sum())]
-        cosine = both / float(one.norm() * two.norm())
-        *measured, by_chance = (found[label][at] for at in (0, 1, 2, 4, 3))
-        assert measured == pytest.approx([100 * each for each in (*expected, cosine)], abs=0.006)
-        assert by_chance == pytest.approx(100 * 0.7 * 0.4 / (0.7 + 0.4 - 0.7 * 0.4), abs=2)
+        expected += [both / float(one.norm() * two.norm())]
+        assert found[label] == pytest.approx([100 * each for each in expected], abs=0.006)
 
 
 def test_masks_of_two_architectures_and_other_values_are_refused(tmp_path):
@@ -69,7 +67,7 @@ def test_each_pair_of_tasks_has_a_row_by_layer_and_kind(tmp_path):
         drawn = small_mask(0.7, 10 * len(task) + seed)
         save_mask(tmp_path / f"{task}{seed}", drawn, mask_info(task, 0.7, seed))
     masks = overlap.find(tmp_path, False, [])
-    whole, *parts, _, _ = overlap.tables(masks, Layout(("rte", "mrpc", "cola")))
+    whole, *parts, _ = overlap.tables(masks, Layout(("rte", "mrpc", "cola")))
     for table in parts:
         assert [label for label, _ in table.rows] == [
             *("RTE, RTE", "RTE, MRPC", "RTE, CoLA", "MRPC, CoLA")

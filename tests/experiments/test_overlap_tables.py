@@ -20,11 +20,7 @@ def test_overlap_counts_weights_kept_by_both(tmp_path):
         tmp_path / "later", b, mask_info("sts-b", 0.7, 1, fraction=0.05)
     )  # rewound: not theta_0's
     found = overlap.find(tmp_path, False, notices := [])
-    tables = {t.name: t for t in overlap.tables(found, layout("sts-b", "rte", "cola"))}
-    whole, by_layer, by_kind, with_omp = (
-        tables[name]
-        for name in ("figure_overlap", "overlap_by_layer", "overlap_by_kind", "overlap_with_omp")
-    )
+    whole, by_layer, by_kind, with_omp = overlap.tables(found, layout("sts-b", "rte", "cola"))
     both = sum(int((a[k] & b[k]).sum()) for k in a)
     either = sum(int((a[k] | b[k]).sum()) for k in a)
     assert notices == [] and whole.header == ["", "STS-B", "RTE", "OMP of theta_0"]
@@ -47,31 +43,6 @@ def test_overlap_counts_weights_kept_by_both(tmp_path):
     at = by_kind.header.index("attention output") - 1
     assert pair[at].mean == pytest.approx(100 * both / either)
     assert markup.show(dict(with_omp.rows)["70 %, cosine x 100"][0], 1) == "100.0 (1)"
-
-
-def test_each_pair_stands_beside_the_overlap_that_its_sparsities_give_by_chance(tmp_path):
-    for task, layer, first in (("sts-b", 0, 0), ("rte", 1, 50)):
-        mask = {key: torch.zeros(20, 20, dtype=torch.bool) for key in small_mask(0.5, 1)}
-        for key, keep in mask.items():
-            if f".layer.{layer}." in key:  # each keeps one layer, and a quarter of the pooler
-                keep.view(-1)[:200] = True
-        mask["bert.pooler.dense.weight_mask"].view(-1)[first : first + 100] = True
-        save_mask(tmp_path / task, mask, mask_info(task, 0.75, 1))
-    found = overlap.tables(overlap.find(tmp_path, False, []), layout("sts-b", "rte"))
-    by_pair, profile = (t for t in found if t.name in ("overlap_by_pair", "mask_profile"))
-    measured, by_chance, cosine, cosine_by_chance = (
-        c.mean for c in dict(by_pair.rows)["STS-B, RTE"]
-    )
-    assert measured == pytest.approx(100 * 50 / (1300 + 1300 - 50))
-    assert by_chance == pytest.approx(100 * 25 / (1300 + 1300 - 25))  # 400 / 4 / 4 in the pooler
-    assert (cosine, cosine_by_chance) == pytest.approx((100 * 50 / 1300, 100 * 25 / 1300))
-    cells = dict(zip(profile.header[1:], dict(profile.rows)["RTE"], strict=True))
-    found_percents = {part: cell.mean for part, cell in cells.items()}
-    assert found_percents == pytest.approx(
-        {"layer 0": 100, "layer 1": 50, "pooler": 75, "query": 75, "key": 75, "value": 75}
-        | {"attention output": 75, "intermediate": 75, "output": 75}
-    )
-    assert {cell.n for cell in cells.values()} == {1}
 
 
 def test_overlap_of_a_task_with_itself_compares_its_seeds(tmp_path):
