@@ -40,8 +40,9 @@ STYLES = [  # colour (Okabe and Ito, for colour-blind readers), marker, line
     *(("#0072B2", "o", "-"), ("#E69F00", "s", "--"), ("#009E73", "^", ":")),
     *(("#D55E00", "v", "-."), ("#CC79A7", "D", "--"), ("#56B4E9", "P", ":")),
     *((BLACK, "x", "-"), ("#F0E442", "*", "-"), (GREY, "<", "--")),
-    *(("#332288", ">", ":"), ("#882255", "h", "-.")),
+    *(("#332288", ">", ":"), ("#882255", "h", "-."), ("#44AA99", "p", "-")),
 ]
+TURNED: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
 SETTINGS: dict[Any, Any] = {
     **{"font.size": 8, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False},
     **{"legend.frameon": False, "pdf.fonttype": 42, "figure.dpi": DPI},
@@ -99,17 +100,20 @@ def _cells(values: list[Value]) -> list[Cell | None]:
     return [value if isinstance(value, Cell) else None for value in values]
 
 
+def _math(label: str) -> str:
+    return label.replace("theta_0", r"$\theta_0$")
+
+
 def _number(axes: Axes, x: int, y: int, text: str, white: bool) -> None:
     colour = "white" if white else TEXT
     axes.text(x, y, text, ha="center", va="center", fontsize=6.5, color=colour)
 
 
 def _grid(axes: Axes, table: Table, columns: list[str]) -> None:
-    rows = [label.replace("theta_0", r"$\theta_0$") for label, _ in table.rows]
-    names = [column.replace("theta_0", r"$\theta_0$") for column in columns]
+    rows = [_math(label) for label, _ in table.rows]
+    names = [_math(column) for column in columns]
     axes.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(rows) - 0.5, -0.5))
-    turned: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(range(len(names)), names, fontsize=7, **turned)
+    axes.set_xticks(range(len(names)), names, fontsize=7, **TURNED)
     axes.set_yticks(range(len(rows)), rows, fontsize=7)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -210,15 +214,53 @@ def connectivity(lines: list[Line]) -> Figure:
     return figure
 
 
+def against_chance(table: Table) -> Figure:
+    """Draw what the masks of each pair share (dot), and what they would by chance (circle)."""
+    columns = 1 if len(table.rows) <= 30 else 2
+    size = math.ceil(len(table.rows) / columns)
+    figure, panels = _subplots(1, columns, min(WIDTH, 4.6 * columns), 1.1 + 0.17 * size)
+    for at, axes in enumerate(panels):
+        rows = table.rows[at * size : (at + 1) * size]
+        looks = (("masks found", "full", DARK, 2), ("by chance", "none", BLACK, 3))
+        for column, (label, fill, colour, order) in enumerate(looks):
+            cells = [(y, cell) for y, (_, row) in enumerate(rows) if (cell := _cells(row)[column])]
+            look: dict[str, Any] = {"label": label, "color": colour, "fillstyle": fill}
+            look |= {"marker": "o", "markersize": 4, "linestyle": "", "zorder": order}
+            axes.plot([cell.mean for _, cell in cells], [y for y, _ in cells], **look)
+        axes.set_yticks(range(len(rows)), [_math(label) for label, _ in rows], fontsize=7)
+        axes.set(xlabel=table.header[1], xlim=(-2, 102), ylim=(size - 0.5, -0.5))
+        axes.grid(axis="y", color=LIGHT, linewidth=0.6)
+    figure.suptitle(table.title, x=0.02, ha="left", fontsize=8)
+    _legend(figure, "outside lower center", columns=2)
+    return figure
+
+
+def profiles(table: Table) -> Figure:
+    """Draw the sparsity by layer and by kind of matrix, with a line per source."""
+    figure, panels = _subplots(1, 2, WIDTH, 3.4)
+    layers = [row for row in table.rows if row[0].startswith("layer ")]
+    kinds = [row for row in table.rows if row not in layers and row[0] != "all"]
+    for axes, rows in zip(panels, (layers, kinds), strict=True):
+        _curves(axes, _columns(table, {at: values for at, (_, values) in enumerate(rows)}))
+        names = [label.removeprefix("layer ") for label, _ in rows]
+        axes.set_xticks(range(len(rows)), names, fontsize=7, **(TURNED if rows is kinds else {}))
+        axes.set(ylabel="sparsity, %", xlabel="kind of matrix" if rows is kinds else "layer")
+    figure.suptitle(table.title, x=0.02, ha="left", fontsize=8)
+    _legend(figure, "outside lower center", columns=6)
+    return figure
+
+
 def _columns(table: Table, rows: dict[float, list[Value]]) -> Lines:
     """Return a line per column of the table through the scores of `rows`, x -> values."""
     targets = enumerate(table.header[1:])
     return {target: {x: values[i] for x, values in rows.items()} for i, target in targets}
 
 
-DRAW = {  # name of a table -> how it is drawn; overlaps as `shares`
-    **{"figure2": transfers, "figure2_paper": transfers},
-    **{"figure_rewind": rewindings, "overlap_with_omp": with_one_shot},
+DRAW = {  # name of a table -> how it is drawn; figure_sparsity from the results
+    **{"figure2": transfers, "figure2_paper": transfers, "figure_rewind": rewindings},
+    **dict.fromkeys((tables.OVERLAP, "overlap_by_layer", "overlap_by_kind"), shares),
+    **{"overlap_by_chance": against_chance, "sparsity_profile": profiles},
+    "overlap_with_omp": with_one_shot,
 }
 
 
@@ -230,7 +272,8 @@ def requested(
     Raises UserError if there are no results, or those of one task have different recipes.
     """
     flags = tables.parser(__doc__, "figures")
-    flags.add_argument("--only", nargs="+", metavar="NAME", help="draw these figures alone")
+    names = ["figure_sparsity", *DRAW]
+    flags.add_argument("--only", nargs="+", choices=names, help="draw these figures alone")
     args = flags.parse_args(argv)
     args.out = args.out or args.folder / "figures"
     layout = tables.layout_of(args.tasks, args.sparsity, not args.no_paper)
@@ -255,7 +298,7 @@ def write(args: argparse.Namespace, table: Table, found: Results, *suffixes: str
             shown = paper.task_keys(args.tasks)
             figure = connectivity([e for e in barriers.read(args.folder, []) if e.task in shown])
         else:
-            figure = DRAW.get(table.name, shares)(table)
+            figure = DRAW[table.name](table)
         for suffix in suffixes:
             _save(figure, args.out / f"{table.name}.{suffix}", digest(table))
 

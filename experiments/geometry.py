@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 COUNTS = ["both", "first", "second"]  # weights kept by both masks, by the first, by the second
+Counts = tuple[float, float, float]
 Bits = tuple[np.ndarray, tuple[int, ...]]  # uint8, one bit per weight; the shape of the matrix
 
 
@@ -66,7 +67,24 @@ def count(
     return pd.DataFrame(rows, columns=["layer", "kind", "size", *COUNTS])
 
 
-def by_chance(table: pd.DataFrame) -> tuple[float, float, float]:
+def by_part(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the rows of a table of `count` by layer and by kind of matrix, and "all"."""
+    groups = [table.groupby(column, sort=False) for column in ("layer", "kind")]
+    return {"all": table, **dict([*groups[0], *groups[1]])}
+
+
+def sparsity(table: pd.DataFrame, mask: str = "first") -> float:
+    """Return the sparsity of the "first" or the "second" mask in these matrices, in percent."""
+    return float(100 * (1 - table[mask].sum() / table["size"].sum()))
+
+
+def observed(table: pd.DataFrame) -> Counts:
+    """Return the COUNTS over all matrices of a table."""
+    both, first, second = table[COUNTS].sum().tolist()
+    return both, first, second
+
+
+def by_chance(table: pd.DataFrame) -> Counts:
     """Return the expected COUNTS of two random masks with these sparsities in each matrix.
 
     A weight of a matrix is kept by both with the product of the two fractions that are kept.

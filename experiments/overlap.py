@@ -1,4 +1,4 @@
-"""Overlap of masks, in all, by layer and by kind of matrix: intersection over union, cosine."""
+"""Overlap of masks, as measured and by chance, in all, by layer and by kind of matrix."""
 
 if __name__ == "__main__":
     import _root  # noqa: F401
@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments import markup, paper
+from experiments import geometry, markup, paper
 from experiments.geometry import COUNTS, Bits, bits, cosine, count, iou
 from experiments.markup import Layout, Table
 from experiments.results import Cell, most_common, rewinding_label
@@ -22,15 +22,23 @@ from utils.errors import UserError
 from utils.pruning.origin import Origin
 
 COLUMNS = ["layer", "kind", "size", *COUNTS]
-Measure = Callable[[int, int, int], float]  # of COUNTS
+Measure = Callable[[pd.DataFrame], float]  # of a table of `count`
+MEASURES: dict[str, Measure] = {  # column -> measure
+    "shared (IoU), %": lambda table: iou(*geometry.observed(table)),
+    "shared by chance, %": lambda table: iou(*geometry.by_chance(table)),
+    "cosine x 100": lambda table: cosine(*geometry.observed(table)),
+    "cosine by chance x 100": lambda table: cosine(*geometry.by_chance(table)),
+}
+SHARED, _, COSINE, _ = MEASURES.values()
+CHANCE = "By chance: two random masks with these sparsities in each matrix (expected value)."
 
 
 @dataclass(frozen=True)
 class MaskFile:
     """A mask file; `source` is the task that IMP found it on, or paper.OMP for theta_0 itself.
 
-    If `path` is a file of `store`, `stored` maps digests of other masks to counts of the pair, in
-    either order: all measures are symmetric.
+    If `path` is a file of `store`, `stored` maps digests of other masks to counts of the pair, with
+    this mask as the first.
     """
 
     path: Path
@@ -106,8 +114,9 @@ def _stored_masks(path: Path) -> Iterable[MaskFile]:
             columns = zip(COLUMNS, zip(*counts, strict=True), strict=True)
             table = pd.DataFrame(dict(columns)).astype(dict.fromkeys(COLUMNS[2:], int))
             one, other = (MaskFile(path, s, percent, seed, sha) for s, seed, sha in ends)
-            for own, another in ((one, other), (other, one)):
-                masks.setdefault(own, own).stored[another.digest] = table
+            swapped = table.rename(columns={"first": "second", "second": "first"})
+            for own, another, counted in ((one, other, table), (other, one, swapped)):
+                masks.setdefault(own, own).stored[another.digest] = counted
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}, line {number}: corrupt; collect the runs again") from error
     return masks.values()
@@ -157,11 +166,14 @@ def pairs(masks: list[MaskFile], one: str, other: str, percent: float) -> list[p
 
 
 def _mean(counts: list[pd.DataFrame], measure: Measure) -> Cell | None:
-    return Cell.of([measure(*each[COUNTS].sum().tolist()) for each in counts])
+    return Cell.of([measure(each) for each in counts])
 
 
 def tables(masks: list[MaskFile], layout: Layout) -> list[Table]:
-    """Return the overlap between tasks, in all, by layer and by kind, and with OMP by sparsity."""
+    """Return the overlap between tasks, in all, by layer and by kind, and with OMP by sparsity.
+
+    Also the overlap by chance of each pair of tasks, and the sparsity of each part of their masks.
+    """
     found = [mask.percent for mask in masks if mask.source in layout.tasks]
     percent = layout.sparsity or most_common(found, float(paper.TRANSFER_SPARSITY))
     sources = [s for s in (*layout.tasks, paper.OMP) if _by_seed(masks, s, percent)]
@@ -170,19 +182,42 @@ def tables(masks: list[MaskFile], layout: Layout) -> list[Table]:
     shared = "weights kept by both, % of those kept by either"
     whole = Table("figure_overlap", f"{title}: {shared}", header)
     for one in sources:
-        cells = [_mean(pairs(masks, one, other, percent), iou) for other in sources]
+        cells = [_mean(pairs(masks, one, other, percent), SHARED) for other in sources]
         whole.add(paper.SOURCES[one], cells)
     keep = 1 - percent / 100
     whole.notes.append(
         "Masks of one seed, averaged over seeds (in brackets: pairs); a task with itself: "
-        f"different seeds. Two random masks would share {100 * keep / (2 - keep):.1f} %."
+        f"different seeds. Two random masks of one sparsity everywhere would share "
+        f"{100 * keep / (2 - keep):.1f} %; overlap_by_chance has those of other profiles."
     )
     counts = {
         f"{paper.SOURCES[one]}, {paper.SOURCES[other]}": pairs(masks, one, other, percent)
         for one, other in combinations_with_replacement(sources, 2)
     }
+    chance = Table("overlap_by_chance", f"{title}, measured and by chance", ["", *MEASURES])
+    for label, own in counts.items():
+        chance.add(label, [_mean(own, measure) for measure in MEASURES.values()])
+    chance.notes.append(CHANCE)
     parts = [_by_part(counts, title, part) for part in ("layer", "kind")]
-    return [whole, *parts, _with_omp(masks, layout)]
+    profile = _profile({source: _by_seed(masks, source, percent) for source in sources}, percent)
+    return [whole, chance, *parts, profile, _with_omp(masks, layout)]
+
+
+def _profile(masks: dict[str, dict[int | None, MaskFile]], percent: float) -> Table:
+    """Return the sparsity of each layer and kind of matrix, with a column per source."""
+    title = f"Sparsity by layer and by kind of {percent:g} % masks"
+    table = Table("sparsity_profile", title, ["", *(paper.SOURCES[source] for source in masks)])
+    own = [
+        [
+            geometry.by_part(next(iter(m.stored.values()), None) or _counts(m, m))
+            for m in found.values()
+        ]
+        for found in masks.values()
+    ]
+    for part in dict.fromkeys(part for found in own for each in found for part in each):
+        found = [[geometry.sparsity(each[part]) for each in x if part in each] for x in own]
+        table.add(part, map(Cell.of, found))
+    return table
 
 
 def _by_part(counts: dict[str, list[pd.DataFrame]], title: str, column: str) -> Table:
@@ -190,7 +225,7 @@ def _by_part(counts: dict[str, list[pd.DataFrame]], title: str, column: str) -> 
     parts = dict.fromkeys(part for own in counts.values() for each in own for part in each[column])
     table = Table(f"overlap_by_{column}", f"{title} by {column}", ["", *parts])
     for label, own in counts.items():
-        cells = [_mean([each[each[column] == part] for each in own], iou) for part in parts]
+        cells = [_mean([each[each[column] == part] for each in own], SHARED) for part in parts]
         table.add(label, cells)
     return table
 
@@ -200,7 +235,7 @@ def _with_omp(masks: list[MaskFile], layout: Layout) -> Table:
     tasks = [task for task in layout.tasks if task in found]
     title = "Overlap of IMP masks with one-shot masks of theta_0"
     table = Table("overlap_with_omp", title, ["", *(paper.NAMES[task] for task in tasks)])
-    measures: dict[str, Measure] = {"shared": iou, "cosine x 100": cosine}
+    measures = {"shared": SHARED, "cosine x 100": COSINE}
     for percent in sorted({mask.percent for mask in masks if mask.source == paper.OMP}):
         counts = [pairs(masks, task, paper.OMP, percent) for task in tasks]
         for label, measure in measures.items():
@@ -219,15 +254,13 @@ def compare(one: Path, other: Path) -> Table:
 
     a, b = (bits(mask_files.load(path)) for path in (one, other))
     counts = count(a, b, (one, other))
-    header = ["", "sparsity, %", "sparsity of the second, %", "shared (IoU), %", "cosine x 100"]
+    header = ["", "sparsity, %", "sparsity of the second, %", *MEASURES]
     table = Table("overlap", f"Overlap of {one} and {other}", header, digits=2)
-    by_part = [counts.groupby(part, sort=False) for part in ("layer", "kind")]
-    for label, group in {"all": counts, **dict([*by_part[0], *by_part[1]])}.items():
-        both, first, second, size = group[[*COUNTS, "size"]].sum().tolist()
-        sparsities = (100 * (1 - kept / size) for kept in (first, second))
-        numbers = (*sparsities, iou(both, first, second), cosine(both, first, second))
+    for label, part in geometry.by_part(counts).items():
+        numbers = [geometry.sparsity(part, mask) for mask in ("first", "second")]
+        numbers += [measure(part) for measure in MEASURES.values()]
         table.add(label, [Cell(number, None, n=0) for number in numbers])
-    table.notes.append("Shared: weights kept by both, % of those kept by either.")
+    table.notes += ["Shared: weights kept by both, % of those kept by either.", CHANCE]
     return table
 
 
