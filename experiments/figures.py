@@ -155,7 +155,7 @@ def _curves(axes: Axes, lines: Lines, unit: float = 1.0) -> None:
             look |= {"linewidth": 1.1, "elinewidth": 0.7, "capsize": 1.5}
             # open, and smaller from line to line: equal points stay visible
             look |= {"markerfacecolor": "none", "markersize": 1 + 8 * 0.8 ** STYLES.index(style)}
-            axes.errorbar(list(cells), means, yerr=spread, label=label, **look)
+            axes.errorbar(list(cells), means, yerr=spread, label=_math(label), **look)
 
 
 def _legend(figure: Figure, position: str, columns: int = 1) -> None:

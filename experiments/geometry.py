@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import torch
 
 COUNTS = ["both", "first", "second"]  # weights kept by both masks, by the first, by the second
-Counts = tuple[float, float, float]
 Bits = tuple[np.ndarray, tuple[int, ...]]  # uint8, one bit per weight; the shape of the matrix
 
 
@@ -78,13 +77,13 @@ def sparsity(table: pd.DataFrame, mask: str = "first") -> float:
     return float(100 * (1 - table[mask].sum() / table["size"].sum()))
 
 
-def observed(table: pd.DataFrame) -> Counts:
+def observed(table: pd.DataFrame) -> tuple[float, float, float]:
     """Return the COUNTS over all matrices of a table."""
     both, first, second = table[COUNTS].sum().tolist()
     return both, first, second
 
 
-def by_chance(table: pd.DataFrame) -> Counts:
+def by_chance(table: pd.DataFrame) -> tuple[float, float, float]:
     """Return the expected COUNTS of two random masks with these sparsities in each matrix.
 
     A weight of a matrix is kept by both with the product of the two fractions that are kept.

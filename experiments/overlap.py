@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import combinations, combinations_with_replacement, product
+from itertools import chain, combinations, combinations_with_replacement, product
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,11 @@ def _counts(one: MaskFile, other: MaskFile) -> pd.DataFrame:
     return count(_bits(one), _bits(other), (one.path, other.path))
 
 
+def _first(mask: MaskFile) -> pd.DataFrame:
+    """Return counts of a pair with this mask as the first."""
+    return next(iter(mask.stored.values())) if mask.stored else _counts(mask, mask)
+
+
 def _by_seed(masks: list[MaskFile], source: str, percent: float) -> dict[int | None, MaskFile]:
     found = (mask for mask in masks if (mask.source, mask.percent) == (source, percent))
     return {mask.seed: mask for mask in found if mask.stored or _bits(mask)}
@@ -170,13 +175,11 @@ def _mean(counts: list[pd.DataFrame], measure: Measure) -> Cell | None:
 
 
 def tables(masks: list[MaskFile], layout: Layout) -> list[Table]:
-    """Return the overlap between tasks, in all, by layer and by kind, and with OMP by sparsity.
-
-    Also the overlap by chance of each pair of tasks, and the sparsity of each part of their masks.
-    """
+    """Return overlaps of tasks (in all, by chance, by layer, by kind, with OMP) and sparsities."""
     found = [mask.percent for mask in masks if mask.source in layout.tasks]
     percent = layout.sparsity or most_common(found, float(paper.TRANSFER_SPARSITY))
-    sources = [s for s in (*layout.tasks, paper.OMP) if _by_seed(masks, s, percent)]
+    wanted = (*layout.tasks, paper.OMP) if found else ()
+    sources = [source for source in wanted if _by_seed(masks, source, percent)]
     title = f"Overlap of {percent:g} % masks"
     header = ["", *(paper.SOURCES[source] for source in sources)]
     shared = "weights kept by both, % of those kept by either"
@@ -187,8 +190,8 @@ def tables(masks: list[MaskFile], layout: Layout) -> list[Table]:
     keep = 1 - percent / 100
     whole.notes.append(
         "Masks of one seed, averaged over seeds (in brackets: pairs); a task with itself: "
-        f"different seeds. Two random masks of one sparsity everywhere would share "
-        f"{100 * keep / (2 - keep):.1f} %; overlap_by_chance has those of other profiles."
+        f"different seeds. Two random masks would share {100 * keep / (2 - keep):.1f} % if every "
+        "matrix had this sparsity; overlap_by_chance uses the sparsity of each matrix."
     )
     counts = {
         f"{paper.SOURCES[one]}, {paper.SOURCES[other]}": pairs(masks, one, other, percent)
@@ -199,24 +202,18 @@ def tables(masks: list[MaskFile], layout: Layout) -> list[Table]:
         chance.add(label, [_mean(own, measure) for measure in MEASURES.values()])
     chance.notes.append(CHANCE)
     parts = [_by_part(counts, title, part) for part in ("layer", "kind")]
-    profile = _profile({source: _by_seed(masks, source, percent) for source in sources}, percent)
+    found_on = {source: list(_by_seed(masks, source, percent).values()) for source in sources}
+    profile = _profile(found_on, f"Sparsity by layer and by kind of {percent:g} % masks")
     return [whole, chance, *parts, profile, _with_omp(masks, layout)]
 
 
-def _profile(masks: dict[str, dict[int | None, MaskFile]], percent: float) -> Table:
+def _profile(own: dict[str, list[MaskFile]], title: str) -> Table:
     """Return the sparsity of each layer and kind of matrix, with a column per source."""
-    title = f"Sparsity by layer and by kind of {percent:g} % masks"
-    table = Table("sparsity_profile", title, ["", *(paper.SOURCES[source] for source in masks)])
-    own = [
-        [
-            geometry.by_part(next(iter(m.stored.values()), None) or _counts(m, m))
-            for m in found.values()
-        ]
-        for found in masks.values()
-    ]
-    for part in dict.fromkeys(part for found in own for each in found for part in each):
-        found = [[geometry.sparsity(each[part]) for each in x if part in each] for x in own]
-        table.add(part, map(Cell.of, found))
+    table = Table("sparsity_profile", title, ["", *(paper.SOURCES[source] for source in own)])
+    split = [[geometry.by_part(_first(mask)) for mask in masks] for masks in own.values()]
+    for part in dict.fromkeys(chain(*chain(*split))):
+        counts = ([each[part] for each in found if part in each] for found in split)
+        table.add(part, [_mean(each, geometry.sparsity) for each in counts])
     return table
 
 

@@ -53,7 +53,7 @@ def test_a_study_has_the_rows_and_overlaps_of_the_finished_runs(runs, tmp_path, 
     row = (study / "rte" / "results.jsonl").read_bytes()
     assert row == (runs / "rte" / "results.jsonl").read_bytes()
     expected = overlaps(runs)
-    assert len(expected) == 4 and overlaps(study) == expected
+    assert len(expected) == 6 and overlaps(study) == expected
     shutil.rmtree(runs / "cola")
     collect.main([str(runs), str(study)])
     assert not (study / "cola").exists(), "a study holds what its runs hold now"

@@ -9,7 +9,8 @@ import pytest
 from results_tree import OMP_INFO, mask_info, row, save_mask, small_mask, trainings, write_rows
 
 from experiments import builders, figures, overlap, results
-from experiments.markup import Layout
+from experiments.markup import Layout, Table
+from experiments.results import Cell
 from utils.errors import UserError
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -92,6 +93,47 @@ def test_overlap_shows_each_pair(tree, layout):
     assert [(70.0, 1.0)] in [list(zip(*line.get_data(), strict=True)) for line in lines]
 
 
+def dots(axes) -> list[list[tuple[float, float]]]:
+    return [list(zip(*line.get_data(), strict=True)) for line in axes.lines]
+
+
+def test_each_pair_has_a_dot_for_its_overlap_and_a_circle_for_chance(tree, layout):
+    _, chance, *_ = overlap.tables(overlap.find(tree, False, []), layout)
+    [axes] = figures.against_chance(chance).axes
+    labels = ["STS-B, RTE", "STS-B, OMP of $\\theta_0$", "RTE, OMP of $\\theta_0$"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == labels
+    assert [line.get_fillstyle() for line in axes.lines] == ["full", "none"]
+    for column, found in enumerate(dots(axes)):
+        assert found == [(row[column].mean, y) for y, (_, row) in enumerate(chance.rows)]
+    assert dots(axes)[0][1] == (100.0, 1), "one mask twice"
+
+
+def test_many_pairs_are_drawn_in_two_panels():
+    table = Table("overlap_by_chance", "many", ["", "shared", "by chance"])
+    for at in range(67):
+        table.add(f"pair {at}", [Cell(at, None, 1), Cell(20.0, None, 1)])
+    panels = figures.against_chance(table).axes
+    assert [len(dots(axes)[0]) for axes in panels] == [34, 33]
+    assert dots(panels[1])[0][0] == (34, 0)
+
+
+def test_the_sparsity_of_each_source_is_a_line_over_layers_and_over_kinds(tree, layout):
+    *_, profile, _ = overlap.tables(overlap.find(tree, False, []), layout)
+    layers, kinds = figures.profiles(profile).axes
+    assert [label.get_text() for label in layers.get_xticklabels()] == ["0", "1"]
+    names = [label.get_text() for label in kinds.get_xticklabels()]
+    assert names[:2] == ["pooler", "query"] and len(names) == 7 and "all" not in names
+    rows = dict(profile.rows)
+    for at in range(len(profile.header) - 1):
+        assert [(x, rows[f"layer {x}"][at].mean) for x in (0, 1)] in dots(layers)
+        assert [(x, rows[name][at].mean) for x, name in enumerate(names)] in dots(kinds)
+
+
+def test_an_unknown_figure_is_refused_with_the_names(tree):
+    with pytest.raises(UserError, match=r"--only: .*'overlap_by_luck'.*overlap_by_chance"):
+        figures.main([str(tree), "--only", "overlap_by_luck"])
+
+
 def test_rewound_subnetworks_have_a_panel_per_source(tree, layout):
     figure = figures.rewindings(builders.figure_rewind(results.read(tree), layout))
     [axes] = figure.axes
@@ -130,9 +172,11 @@ def test_the_command_writes_png_and_pdf(tree, tmp_path):
             "figure_rewind",
             "figure_sparsity",
             "figure_overlap",
+            "overlap_by_chance",
             "overlap_by_layer",
             "overlap_by_kind",
             "overlap_with_omp",
+            "sparsity_profile",
         }
     )
     for path in tmp_path.glob("*.png"):

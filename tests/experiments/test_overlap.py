@@ -9,7 +9,7 @@ from results_tree import mask_info, save_mask, small_mask
 from experiments import overlap
 from experiments.markup import Layout
 from utils.errors import UserError
-from utils.pruning import mask_files
+from utils.pruning import criteria, mask_files
 from utils.pruning.origin import Origin
 
 KEY = "bert.encoder.layer.1.attention.output.dense.weight_mask"
@@ -42,9 +42,34 @@ def test_two_masks_are_compared_whatever_their_format(tmp_path, capsys, kind):
         two = torch.cat([b[key].flatten() for key in keys]).double()
         both = float(one @ two)
         expected = [float(1 - one.mean()), float(1 - two.mean())]
-        expected += [both / float((one + two).clamp(max=1).sum())]
-        expected += [both / float(one.norm() * two.norm())]
+        chance = sum(float(a[key].sum() * b[key].sum()) / a[key].numel() for key in keys)
+        kept, lengths = float(one.sum() + two.sum()), float(one.norm() * two.norm())
+        expected += [both / (kept - both), chance / (kept - chance)]
+        expected += [both / lengths, chance / lengths]
         assert found[label] == pytest.approx([100 * each for each in expected], abs=0.006)
+
+
+def test_masks_shuffled_within_their_matrices_overlap_as_by_chance(tmp_path, capsys):
+    uneven = {
+        key: torch.linspace(0, 1, keep.numel()).reshape(keep.shape) < (0.8 if "r.0" in key else 0.2)
+        for key, keep in small_mask(0.5, 1).items()
+    }
+    mask_files.save(uneven, tmp_path / "found.pt", Origin())
+    found = []
+    for seed in range(12):
+        shuffled = criteria.shuffle(uneven, seed)
+        mask_files.save(shuffled, tmp_path / "shuffled.pt", Origin())
+        overlap.main([str(tmp_path / "found.pt"), str(tmp_path / "shuffled.pt")])
+        printed = capsys.readouterr().out
+        found.append(rows(printed))
+    assert "By chance: two random masks with these sparsities in each matrix" in printed
+    for label in ("all", "layer 0", "layer 1", "intermediate"):
+        _, _, shared, shared_by_chance, cosine, cosine_by_chance = torch.tensor(
+            [each[label] for each in found]
+        ).mean(0)
+        assert shared == pytest.approx(shared_by_chance, abs=1.5)
+        assert cosine == pytest.approx(cosine_by_chance, abs=1.5)
+    assert found[0]["all"][3] > 100 / 3 + 8, "more than masks of 50 % in every matrix"
 
 
 def test_masks_of_two_architectures_and_other_values_are_refused(tmp_path):
@@ -67,8 +92,8 @@ def test_each_pair_of_tasks_has_a_row_by_layer_and_kind(tmp_path):
         drawn = small_mask(0.7, 10 * len(task) + seed)
         save_mask(tmp_path / f"{task}{seed}", drawn, mask_info(task, 0.7, seed))
     masks = overlap.find(tmp_path, False, [])
-    whole, *parts, _ = overlap.tables(masks, Layout(("rte", "mrpc", "cola")))
-    for table in parts:
+    whole, by_chance, by_layer, by_kind, *_ = overlap.tables(masks, Layout(("rte", "mrpc", "cola")))
+    for table in (by_chance, by_layer, by_kind):
         assert [label for label, _ in table.rows] == [
             *("RTE, RTE", "RTE, MRPC", "RTE, CoLA", "MRPC, CoLA")
         ]

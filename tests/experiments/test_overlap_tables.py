@@ -20,7 +20,7 @@ def test_overlap_counts_weights_kept_by_both(tmp_path):
         tmp_path / "later", b, mask_info("sts-b", 0.7, 1, fraction=0.05)
     )  # rewound: not theta_0's
     found = overlap.find(tmp_path, False, notices := [])
-    whole, by_layer, by_kind, with_omp = overlap.tables(found, layout("sts-b", "rte", "cola"))
+    whole, _, by_layer, by_kind, _, with_omp = overlap.tables(found, layout("sts-b", "rte", "cola"))
     both = sum(int((a[k] & b[k]).sum()) for k in a)
     either = sum(int((a[k] | b[k]).sum()) for k in a)
     assert notices == [] and whole.header == ["", "STS-B", "RTE", "OMP of theta_0"]
@@ -61,6 +61,32 @@ def test_overlap_of_a_task_with_itself_compares_its_seeds(tmp_path):
     )
     other = 100 * both / either
     assert cell.n == 3 and cell.mean == pytest.approx((100 + 2 * other) / 3)
+
+
+def test_each_pair_has_its_overlap_by_chance_and_each_source_its_sparsities(tmp_path):
+    masks = {("sts-b", 1): small_mask(0.7, 1), ("sts-b", 2): small_mask(0.7, 2)}
+    masks |= {("rte", 1): small_mask(0.7, 3)}
+    for (task, seed), mask in masks.items():
+        save_mask(tmp_path / f"{task}{seed}", mask, mask_info(task, 0.7, seed))
+    found = overlap.find(tmp_path, False, [])
+    _, chance, _, _, profile, _ = overlap.tables(found, layout("sts-b", "rte"))
+    a, b = masks["sts-b", 1], masks["rte", 1]
+    both = sum(float(a[k].sum() * b[k].sum()) / a[k].numel() for k in a)
+    one, two = (float(sum(each[k].sum() for k in a)) for each in (a, b))
+    assert [label for label, _ in chance.rows] == ["STS-B, STS-B", "STS-B, RTE"]
+    cells = dict(zip(chance.header[1:], dict(chance.rows)["STS-B, RTE"], strict=True))
+    assert cells["shared by chance, %"].mean == pytest.approx(100 * both / (one + two - both))
+    assert cells["cosine by chance x 100"].mean == pytest.approx(100 * both / (one * two) ** 0.5)
+    measured = sum(int((a[k] & b[k]).sum()) for k in a)
+    assert cells["shared (IoU), %"].mean == pytest.approx(100 * measured / (one + two - measured))
+    assert cells["cosine x 100"].mean == pytest.approx(100 * measured / (one * two) ** 0.5)
+    assert profile.header == ["", "STS-B", "RTE"]
+    assert shown(profile, "all", "STS-B") == "70.0 ± 0.0 (2)"
+    own = [masks["sts-b", seed]["bert.pooler.dense.weight_mask"].double() for seed in (1, 2)]
+    expected = 100 - 50 * float(own[0].mean() + own[1].mean())
+    assert dict(profile.rows)["pooler"][0].mean == pytest.approx(expected)
+    layer = torch.cat([keep.flatten() for k, keep in b.items() if ".layer.1." in k]).double()
+    assert dict(profile.rows)["layer 1"][1].mean == pytest.approx(100 - 100 * float(layer.mean()))
 
 
 def test_different_masks_of_one_seed_are_left_out_with_a_notice(tmp_path):
