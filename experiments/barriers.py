@@ -48,13 +48,17 @@ class Line:
         alpha, loss, score = np.array(values, dtype=float).T
         return cls(row["task"], kind, row["percent"], row["recipe"], alpha, loss, 100 - score)
 
-    def barrier(self, measure: str) -> float:
+    def excess(self, measure: str) -> np.ndarray:
         """Return by how much a measure exceeds the straight line between its values at the ends.
 
         Frankle et al. subtract the mean of the ends.
         """
         values = getattr(self, measure)
-        return float((values - np.linspace(values[0], values[-1], len(values))).max())
+        return np.asarray(values - np.linspace(values[0], values[-1], len(values)))
+
+    def barrier(self, measure: str) -> float:
+        """Return the largest excess."""
+        return float(self.excess(measure).max())
 
     @property
     def label(self) -> str:

@@ -197,19 +197,23 @@ def with_one_shot(table: Table) -> Figure:
 
 
 def connectivity(lines: list[Line]) -> Figure:
-    """Draw loss and error between two trainings: a row of panels per task, a curve per network."""
+    """Draw by how much loss and error exceed the straight line between two trainings' values.
+
+    A row of panels per task, a curve per network; its maximum is the barrier.
+    """
     tasks = list(dict.fromkeys(line.task for line in lines))
     figure, panels = _subplots(len(tasks), 2, 5.6, 0.6 + 2.0 * len(tasks))
     cases = itertools.product(tasks, barriers.MEASURES)
     for axes, (task, measure) in zip(panels, cases, strict=True):
         points: dict[str, dict[float, list[float]]] = {}
         for line in (line for line in lines if line.task == task):
-            for alpha, value in zip(line.alpha, getattr(line, measure), strict=True):
+            for alpha, value in zip(line.alpha, line.excess(measure), strict=True):
                 points.setdefault(line.label, {}).setdefault(float(alpha), []).append(float(value))
         curves = {name: {x: Cell.of(own) for x, own in of.items()} for name, of in points.items()}
         _curves(axes, curves)
         axes.set_title(paper.NAMES.get(task, task), loc="left")
-        axes.set(xlabel="from one training (0) to the other (1)", ylabel=measure)
+        axes.axhline(0, color=GREY, linewidth=0.8)
+        axes.set(xlabel="from one training (0) to the other (1)", ylabel=f"excess {measure}")
     _legend(figure, "outside lower center", columns=4)
     return figure
 
@@ -221,12 +225,11 @@ def against_chance(table: Table) -> Figure:
     figure, panels = _subplots(1, columns, min(WIDTH, 4.6 * columns), 1.1 + 0.17 * size)
     for at, axes in enumerate(panels):
         rows = table.rows[at * size : (at + 1) * size]
-        looks = (("masks found", "full", DARK, 2), ("by chance", "none", BLACK, 3))
-        for column, (label, fill, colour, order) in enumerate(looks):
-            cells = [(y, cell) for y, (_, row) in enumerate(rows) if (cell := _cells(row)[column])]
-            look: dict[str, Any] = {"label": label, "color": colour, "fillstyle": fill}
-            look |= {"marker": "o", "markersize": 4, "linestyle": "", "zorder": order}
-            axes.plot([cell.mean for _, cell in cells], [y for y, _ in cells], **look)
+        for column, label in enumerate(("masks found", "by chance")):
+            means = [cell.mean for _, row in rows if (cell := _cells(row)[column])]
+            look: dict[str, Any] = {"color": (DARK, BLACK)[column], "zorder": 2 + column}
+            look |= {"fillstyle": ("full", "none")[column], "markersize": 4, "label": label}
+            axes.plot(means, range(len(means)), "o", **look)
         axes.set_yticks(range(len(rows)), [_math(label) for label, _ in rows], fontsize=7)
         axes.set(xlabel=table.header[1], xlim=(-2, 102), ylim=(size - 0.5, -0.5))
         axes.grid(axis="y", color=LIGHT, linewidth=0.6)
@@ -256,7 +259,7 @@ def _columns(table: Table, rows: dict[float, list[Value]]) -> Lines:
     return {target: {x: values[i] for x, values in rows.items()} for i, target in targets}
 
 
-DRAW = {  # name of a table -> how it is drawn; figure_sparsity from the results
+DRAW = {  # name of a table -> how it is drawn; others from the runs
     **{"figure2": transfers, "figure2_paper": transfers, "figure_rewind": rewindings},
     **dict.fromkeys((tables.OVERLAP, "overlap_by_layer", "overlap_by_kind"), shares),
     **{"overlap_by_chance": against_chance, "sparsity_profile": profiles},
@@ -272,7 +275,7 @@ def requested(
     Raises UserError if there are no results, or those of one task have different recipes.
     """
     flags = tables.parser(__doc__, "figures")
-    names = ["figure_sparsity", *DRAW]
+    names = ["figure_sparsity", tables.CONNECTIVITY, *DRAW]
     flags.add_argument("--only", nargs="+", choices=names, help="draw these figures alone")
     args = flags.parse_args(argv)
     args.out = args.out or args.folder / "figures"

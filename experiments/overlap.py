@@ -200,7 +200,7 @@ def tables(masks: list[MaskFile], layout: Layout) -> list[Table]:
     chance = Table("overlap_by_chance", f"{title}, measured and by chance", ["", *MEASURES])
     for label, own in counts.items():
         chance.add(label, [_mean(own, measure) for measure in MEASURES.values()])
-    chance.notes.append(CHANCE)
+    chance.notes.append(f"{CHANCE} In brackets: pairs.")
     parts = [_by_part(counts, title, part) for part in ("layer", "kind")]
     found_on = {source: list(_by_seed(masks, source, percent).values()) for source in sources}
     profile = _profile(found_on, f"Sparsity by layer and by kind of {percent:g} % masks")
