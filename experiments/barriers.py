@@ -20,6 +20,7 @@ from experiments.results import Cell, Results
 from utils import files
 from utils.runs.records import EvaluationRecord, read_records
 
+FEWEST = 3  # points on a line
 STABLE = 2.0  # points of error; Frankle et al.: "instability < 2 %"
 MEASURES = ("loss", "error")  # error: 100 less the score
 
@@ -38,14 +39,23 @@ class Line:
 
     @classmethod
     def of(cls, records: list[EvaluationRecord]) -> "Line":
-        """Return the line of the rows that one call of connectivity.py writes."""
+        """Return the line of the rows that one call of connectivity.py writes.
+
+        Raises ValueError for other rows, and if some are missing.
+        """
         row = results.describe(records[0])
         kinds = {value: kind for kind, value in results.KINDS.items()}
         kind = kinds.get((row["source"], row["init"]), f"{row['source']}, {row['init']}")
         if row["source_task"] not in (None, row["task"]):
             kind += f" of {paper.NAMES.get(row['source_task'], row['source_task'])}"
+        if row["source"] in results.OF_IMP and row["rewinding"] != "0":
+            kind += f", rewinding {row['rewinding']}"
+        if row["as_released"]:
+            kind += ", as released"
         values = [(each.metrics["alpha"], each.metrics["loss"], each.score) for each in records]
         alpha, loss, score = np.array(values, dtype=float).T
+        if len(alpha) < FEWEST or not np.allclose(alpha, np.linspace(0, 1, len(alpha))):
+            raise ValueError("points of a line are missing")
         return cls(row["task"], kind, row["percent"], row["recipe"], alpha, loss, 100 - score)
 
     def excess(self, measure: str) -> np.ndarray:
@@ -66,24 +76,25 @@ class Line:
         return f"{self.kind}, {self.percent:g} %" if self.percent else self.kind
 
 
-def read(folder: Path, notices: list[str]) -> list[Line]:
-    """Return the lines below a folder, by task, kind and sparsity.
+def read(folder: Path, found: Results) -> list[Line]:
+    """Return the lines below a folder, by task, sparsity and kind; each once.
 
-    Raises UserError if those of one task have different recipes.
+    Raises UserError if the lines and the other runs of one task have different recipes.
     """
-    found, sources = [], []
+    lines: dict[str, Line] = {}
     for path in sorted(folder.rglob(files.CONNECTIVITY)):
         records, problems = read_records(path)
-        notices += problems
+        found.notices += problems
         try:
-            found.append(Line.of([record for _, record in records]))
-            sources.append({"recipe": found[-1].recipe, "folder": path.parent})
+            line = Line.of([record for _, record in records])
         except (LookupError, TypeError, ValueError):
-            notices.append(f"{path}: no rows of connectivity.py; left out")
-    for task in {line.task for line in found}:
-        own = [row for row, line in zip(sources, found, strict=True) if line.task == task]
-        results.check_recipe(task, pd.DataFrame(own))
-    return sorted(found, key=lambda line: (line.task, line.percent, line.kind))
+            found.notices.append(f"{path}: no complete line of connectivity.py; left out")
+            continue
+        where = {"recipe": line.recipe, "folder": path.parent}
+        trained = found.rows[(found.rows["task"] == line.task) & (found.rows["method"] == "train")]
+        results.check_recipe(line.task, pd.concat([trained, pd.DataFrame([where])]))
+        lines.setdefault(repr(line), line)
+    return sorted(lines.values(), key=lambda line: (line.task, line.percent, line.kind))
 
 
 def table(lines: list[Line], found: Results, layout: Layout) -> Table:

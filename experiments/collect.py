@@ -20,6 +20,8 @@ def collect(runs: Path, study: Path) -> None:
     Masks are replaced by their overlaps, at the sparsities of trainings. Raises UserError if no
     run is finished, or `study` holds other files.
     """
+    if study.resolve().is_relative_to(runs.resolve()):
+        raise UserError(f"{study}: inside {runs}; give a folder outside of the runs")
     for path in (study, *study.rglob("*")):
         collected = path != study and any(map(path.match, (*COPIED, files.OVERLAPS)))
         if path.is_file() and not collected:

@@ -139,25 +139,39 @@ def walk(
         yield replace(base, metrics=finite, score=None if value is None else task.scale * value)
 
 
+def check_output(path: Path, runs: tuple[Path, Path]) -> None:
+    """Raise UserError if `path` is no .jsonl file or holds anything but the line of `runs`."""
+    if path.suffix != ".jsonl":
+        raise UserError(f"--output {path} must end in .jsonl")
+    if path.is_dir():
+        raise UserError(f"--output {path} is a folder; give a file")
+    if path.is_file():
+        records, problems = read_records(path)
+        own = all(record.args.get("runs") == list(map(str, runs)) for _, record in records)
+        if problems or not own:
+            raise UserError(f"{path} exists and is not the line of these runs; give --output FILE")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Evaluate the line, write its records and curve, and print them."""
     parser = cli.OneLineParser(__doc__)
     add = parser.add_argument
     add("run_a", type=Path, help="output folder of a training that kept its model")
     add("run_b", type=Path, help="output folder of the same training with another --data_seed")
-    text = (
-        f"file of the records (ours: {files.CONNECTIVITY} beside RUN_A); the curve goes beside it"
-    )
+    text = f"file of the records (ours: RUN_A-RUN_B/{files.CONNECTIVITY}); the curve goes beside it"
     add("--output", type=Path, help=text)
     add("--points", type=int, default=11, help="points on the line, both ends included")
     args = parser.parse_args(argv)
-    if args.points < 2:
-        raise UserError(f"--points {args.points} must be at least 2, the ends")
-    output = args.output or args.run_a.resolve().parent / files.CONNECTIVITY
-    one, other = map(load_record, (args.run_a, args.run_b))
+    if args.points < barriers.FEWEST:
+        raise UserError(f"--points {args.points} must be at least {barriers.FEWEST}")
+    runs = (args.run_a, args.run_b)
+    one, other = map(load_record, runs)
     check_pair(one, other)
+    name = "-".join(run.resolve().name for run in runs)
+    output = args.output or args.run_a.resolve().parent / name / files.CONNECTIVITY
+    check_output(output, runs)
 
-    records = list(walk((args.run_a, args.run_b), one, args.points))
+    records = list(walk(runs, one, args.points))
     with files.atomic_file(output) as temporary:
         for record in records:
             append_record(temporary, record)

@@ -299,7 +299,7 @@ def write(args: argparse.Namespace, table: Table, found: Results, *suffixes: str
             figure = sparsities(found, paper.task_keys(args.tasks))
         elif table.name == tables.CONNECTIVITY:
             shown = paper.task_keys(args.tasks)
-            figure = connectivity([e for e in barriers.read(args.folder, []) if e.task in shown])
+            figure = connectivity([e for e in barriers.read(args.folder, found) if e.task in shown])
         else:
             figure = DRAW[table.name](table)
         for suffix in suffixes:

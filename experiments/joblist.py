@@ -229,9 +229,10 @@ class Runner:
         """Handle a signal: stop the running jobs, which save a checkpoint, and start no more."""
         if not self._stopped:  # SLURM and a batch script may each send the same signal
             self._stopped = True
-            os.write(2, b"\nstopping; each running command saves a checkpoint first\n")
             for child in list(self._children):
                 _terminate(child)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(2, b"\nstopping; each running command saves a checkpoint first\n")
 
     def _run(self, job: Job) -> tuple[str, str]:
         """Run one job unless it is finished; return its state and a note."""

@@ -11,9 +11,11 @@ seeds share is counted once (Owen 2007, "The pigeonhole bootstrap").
 
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +32,7 @@ SEEDS = 1000  # at most planned
 CHUNK = 1 << 22  # draws at a time
 Array = np.ndarray
 Terms = tuple[Array, Callable[[Array], Array]]
-UNREADABLE = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -182,8 +184,7 @@ def compare_ticket(networks: dict[tuple[str, int], list[Outcomes]]) -> dict[str,
 
 def _networks(found: Results, task: str, percent: float) -> dict[tuple[str, int], list[Outcomes]]:
     """Read the outcomes of the networks of Table 2; files that do not fit give a notice."""
-    networks: dict[tuple[str, int], list[Outcomes]] = {}
-    dev = None
+    read: list[tuple[str, Any, Path, Outcomes]] = []
     for kind in KINDS:
         rows = found.averaged(task, kind, 0.0 if kind == FULL else percent)
         for row in rows.to_dict("records"):
@@ -194,13 +195,19 @@ def _networks(found: Results, task: str, percent: float) -> dict[tuple[str, int]
             except UNREADABLE:
                 found.notices.append(f"{path}: missing or corrupt; not in the statistics")
                 continue
-            dev = dev or outcomes.dev
-            score = outcomes.score(outcomes.terms.sum(0))
-            if abs(score - row["score"]) > 1e-3 or outcomes.dev != dev:
-                problem = "another evaluation" if outcomes.dev == dev else "another development set"
-                found.notices.append(f"{path}: of {problem}; not in the statistics")
-                continue
+            read.append((kind, row, path, outcomes))
+    networks: dict[tuple[str, int], list[Outcomes]] = {}
+    sets = Counter(outcomes.dev for *_, outcomes in read)
+    for kind, row, path, outcomes in read:
+        score = outcomes.score(outcomes.terms.sum(0))
+        if outcomes.dev != max(sets, key=sets.__getitem__):
+            problem = "another development set"
+        elif not abs(score - row["score"]) <= 1e-3:  # also nan
+            problem = "another evaluation"
+        else:
             networks.setdefault((kind, row["seed"]), []).append(outcomes)
+            continue
+        found.notices.append(f"{path}: of {problem}; not in the statistics")
     return networks
 
 

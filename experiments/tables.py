@@ -55,7 +55,7 @@ def build(
     if OVERLAP in wanted:
         tables += overlap_tables(folder, found, layout, as_released)
     if CONNECTIVITY in wanted:
-        tables.append(barriers.table(barriers.read(folder, found.notices), found, layout))
+        tables.append(barriers.table(barriers.read(folder, found), found, layout))
     tables = [table for table in tables if table.measured()]
     names = [table.name for table in tables]
     if statistics and "table2" in names:

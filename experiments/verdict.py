@@ -11,7 +11,7 @@ from experiments import barriers, builders, markup, paper, results, tables
 from experiments.barriers import STABLE, Line
 from experiments.markup import Layout
 from experiments.results import Cell, Results
-from utils import cli
+from utils import cli, files
 
 MARGIN = 10.0  # points by which a control must fall behind the full network (ours)
 CONTROLS = ("random mask", "IMP, random weights", "IMP, layers shuffled", "IMP, elements shuffled")
@@ -60,7 +60,9 @@ def _shown(cell: Cell) -> str:
 def report(folder: Path, layout: Layout) -> str:
     """Return a line per claim about the runs below `folder`, below a line of counts."""
     found = results.read(folder)
-    measured = barriers.read(folder, found.notices)
+    measured = barriers.read(folder, found)
+    for notice in found.notices:
+        files.warn(notice)
     at = builders.sparsities(found, layout, paper.SPARSITY)
     at = {t: p for t, p in at.items() if layout.named or t in set(found.rows["task"])}
     made = [

@@ -61,7 +61,7 @@ def tree(tmp_path_factory) -> Path:
         ("tables.py missing --statistics", "no results.jsonl below it"),
         ("connectivity.py runs", "required: run_b"),
         ("connectivity.py runs runs --points x", "argument --points"),
-        ("connectivity.py runs runs --points 1", "--points 1"),
+        ("connectivity.py runs runs --points 2", "--points 2"),
         ("connectivity.py missing empty", "missing: no finished training"),
         ("connectivity.py file file", "file: "),
         ("connectivity.py folders folders", "folders"),

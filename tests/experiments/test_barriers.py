@@ -30,8 +30,8 @@ def test_a_bump_has_its_height_also_between_different_ends():
     assert line.barrier("loss") == pytest.approx(0.7)
 
 
-def write_line(folder, scores, sparsity, seed=1, **changes):
-    info = mask_info("rte", sparsity, 1) if sparsity else None
+def write_line(folder, scores, sparsity, seed=1, fraction=0.0, **changes):
+    info = mask_info("rte", sparsity, 1, fraction=fraction) if sparsity else None
     points = enumerate(scores)
     write_rows(
         folder,
@@ -46,7 +46,7 @@ def write_line(folder, scores, sparsity, seed=1, **changes):
 
 def table(folder):
     found = results.read(folder)
-    made = barriers.table(barriers.read(folder, found.notices), found, layout("rte"))
+    made = barriers.table(barriers.read(folder, found), found, layout("rte"))
     return {label: [markup.show(v, 2) for v in values] for label, values in made.rows}
 
 
@@ -65,9 +65,30 @@ def test_the_table_has_mean_barriers_beside_the_verdicts(tmp_path):
 def test_lines_of_different_recipes_are_refused_and_other_files_left_out(tmp_path):
     write_rows(tmp_path / "runs", trainings("rte", [60.0, 62.0]))
     write_rows(tmp_path / "other", trainings("rte", [60.0]), name="connectivity.jsonl")
-    notices: list[str] = []
-    assert barriers.read(tmp_path, notices) == [] and "no rows of connectivity.py" in notices[-1]
-    write_line(tmp_path / "a", [60.0, 59.0, 60.0], 0.0, args={"learning_rate": 1e-4})
-    write_line(tmp_path / "b", [60.0, 59.0, 60.0], 0.0, args={"learning_rate": 2e-4})
+    found = results.read(tmp_path)
+    assert barriers.read(tmp_path, found) == [] and "no complete line" in found.notices[-1]
+    write_rows(tmp_path / "runs", trainings("rte", [60.0], args={"learning_rate": 1e-4}))
+    write_line(tmp_path / "a", [60.0, 59.0, 60.0], 0.0, args={"learning_rate": 2e-4})
     with pytest.raises(UserError, match="learning_rate"):
-        barriers.read(tmp_path, [])
+        barriers.read(tmp_path, results.read(tmp_path))
+
+
+@pytest.mark.parametrize("kept", [[0], [0, 2], [0, 1], [0, 2, 1], [0, 0, 1, 2], [1, 2]])
+def test_a_line_with_missing_or_repeated_points_is_left_out(tmp_path, kept):
+    write_rows(tmp_path / "runs", trainings("rte", [60.0, 62.0]))
+    write_line(tmp_path / "a", [60.0, 59.0, 60.0], 0.0)
+    path = tmp_path / "a" / "connectivity.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("".join(f"{lines[at]}\n" for at in kept))
+    found = results.read(tmp_path)
+    assert barriers.read(tmp_path, found) == [] and str(path) in found.notices[-1]
+
+
+def test_a_copied_line_counts_once_and_other_rewinding_is_no_ticket_of_table_2(tmp_path):
+    write_rows(tmp_path / "runs", trainings("rte", [60.0, 62.0]))
+    for name in ("a", "copy"):
+        write_line(tmp_path / name, [60.0, 59.0, 60.0], 0.0)
+    write_line(tmp_path / "later", [60.0, 59.0, 60.0], 0.5, fraction=0.1)
+    found = results.read(tmp_path)
+    lines = barriers.read(tmp_path, found)
+    assert [line.label for line in lines] == ["full network", "IMP, rewinding 10, 50 %"]

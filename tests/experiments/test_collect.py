@@ -92,3 +92,9 @@ def test_a_corrupt_pair_is_refused_with_its_line(runs, tmp_path, old, new):
     path.write_text(path.read_text().replace(old, new), encoding="latin-1")
     with pytest.raises(UserError, match="line 1: corrupt; collect the runs again"):
         overlap.find(tmp_path / "study", False, [])
+
+
+def test_a_study_inside_the_runs_is_refused(runs):
+    with pytest.raises(UserError, match="inside"):
+        collect.main([str(runs), str(runs / "study")])
+    assert not (runs / "study").exists()

@@ -37,7 +37,7 @@ def train(folder, name, *more, masked=True):
 
 
 def line(folder, *names, points=3):
-    output = folder / "line" / "connectivity.jsonl"
+    output = folder / f"line-{'-'.join(names)}" / "connectivity.jsonl"
     words = [*(folder / name for name in names), "--output", output, "--points", points]
     connectivity.main(list(map(str, words)))
     return [json.loads(row) for row in output.read_text().splitlines()]
@@ -56,7 +56,21 @@ def test_the_ends_of_the_line_are_the_trainings(folder, capsys):
     assert len({f"{loss:.6f}" for loss in losses}) > 2 and all(0 < loss < 10 for loss in losses)
     above = losses - np.linspace(losses[0], losses[-1], 5)
     assert f"barrier {above.max():.4f} in loss" in printed
-    assert (folder / "line" / "connectivity.png").exists() == figures.INSTALLED
+    assert (folder / "line-one-other" / "connectivity.png").exists() == figures.INSTALLED
+
+
+def test_the_output_replaces_its_own_line_only(folder, tmp_path):
+    line(folder, "one", "other")
+    line(folder, "one", "other")  # the same line
+    user = tmp_path / "user.jsonl"
+    user.write_text("mine")
+    theirs = folder / "line-one-other" / "connectivity.jsonl"
+    cases = [(user, "exists"), (theirs, "not the line of these runs")]
+    for output, words in (*cases, (tmp_path, "jsonl"), (tmp_path / "x.png", "jsonl")):
+        runs = [str(folder / name) for name in ("other", "one")]
+        with pytest.raises(UserError, match=words):
+            connectivity.main([*runs, "--output", str(output), "--points", "3"])
+    assert user.read_text() == "mine" and not (tmp_path / "x.png").exists()
 
 
 def test_the_lines_of_a_folder_have_a_table_and_a_figure(folder, tmp_path, capsys):

@@ -161,14 +161,19 @@ def test_lists_that_cannot_run(workplace, lines, message):
         joblist.main([str(write_list(workplace, *lines))])
 
 
-def test_run_local_stops_its_commands_when_it_is_stopped(workplace):
+@pytest.mark.parametrize("terminal", [True, False])
+def test_run_local_stops_its_commands_when_it_is_stopped(workplace, terminal):
     path = write_list(
         workplace,
         "python train.py --output_dir o/slow --wait",
         "python train.py --output_dir o/next",
     )
     words = ["bash", str(ROOT / "experiments" / "run_local.sh"), str(path)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    reading, writing = os.pipe()
+    os.close(reading)
+    stderr = None if terminal else writing  # nobody reads it: writing fails
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    os.close(writing)
     wait_for(workplace / "o" / "slow" / "started")
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=30)

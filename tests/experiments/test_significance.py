@@ -213,3 +213,22 @@ def test_table2_gets_intervals_a_second_verdict_and_notices(tmp_path):
         "of another development set",
         "of another evaluation",
     ]
+
+
+def test_a_foreign_first_file_and_one_without_a_score_do_not_remove_the_others(tmp_path):
+    folder = tree(
+        tmp_path,
+        {
+            "full": (None, [450, 452, 451, 453]),
+            "imp": (ticket, [449, 451, 452, 450]),
+        },
+    )
+    first, second = (folder / "full" / str(seed) / "predictions_.npz" for seed in (1, 2))
+    save(first, "acc", "another set", **labelled("acc", 2))
+    np.savez_compressed(second, metric="acc", dev="d", acc=np.full(500, np.nan))
+    (folder / "full" / "3" / "predictions_.npz").write_bytes(b"PK")
+    np.save(folder / "array.npy", np.zeros(3))
+    (folder / "array.npy").replace(folder / "full" / "3" / "predictions_.npz")
+    made, found = tables.build(folder, Layout(("sst-2",)), ["table2"], statistics=True)
+    assert len(found.notices) == 3 and all("full" in notice for notice in found.notices)
+    assert "IMP less full network" not in dict(made[0].rows)  # one seed in common

@@ -81,7 +81,7 @@ def test_tickets_match_exactly_if_they_are_stable(tmp_path, capsys, ticket, erro
 def test_one_seed_cannot_tell_whether_a_stable_ticket_matches(tmp_path, capsys):
     rows = [row("rte", 80.0, 1), row("rte", 81.0, 1, mask_info("rte", 0.5, 1))]
     write_rows(tmp_path / "a", rows)
-    write_line(tmp_path / "line", [20.0, 20.0])
+    write_line(tmp_path / "line", [20.0, 20.0, 20.0])
     assert claim(capsys, tmp_path, "stable")[0] == "cannot tell"
     other = json.dumps(row("rte", 81.0, 1, mask_info("rte", 0.5, 1)))  # a training, no point
     (tmp_path / "line" / "connectivity.jsonl").write_text(f"not JSON\n{other}\n")
