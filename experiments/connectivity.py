@@ -62,7 +62,8 @@ def load_record(folder: Path) -> EvaluationRecord:
         raise UserError(f"{folder}: no finished training; run its command to the end")
     for name in files.MODEL_FILES[:2]:
         if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: no such file; train without --save_total_limit 0")
+            remedy = "train again with --overwrite_output_dir, without --save_total_limit 0"
+            raise UserError(f"{folder / name}: no such file; {remedy}")
     return final[-1]
 
 

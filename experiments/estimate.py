@@ -27,6 +27,7 @@ from utils.tasks.mlm import MlmTask
 from utils.tasks.squad import SquadTask
 from utils.training.order import DataOrder
 
+POINTS = 11  # that connectivity.py evaluates
 WARM_UP, STEPS, ROWS = 2, 4, 128  # optimizer steps before the timed ones, timed; evaluated rows
 _TASKS: dict[type, Any] = {GlueConfig: GlueTask, SquadConfig: SquadTask, TextConfig: MlmTask}
 _FLAGS = (  # of training, that change the time of a step or what is timed
@@ -49,12 +50,15 @@ def table(path: Path, start: float) -> str:
         if _key(config) not in timed:
             timed[_key(config)] = measure(config)
             files.write_json(cache, timed)
+    trainings = {job.output: config for job, config in jobs}
     weights = {found["model"]: found["weights"] for found in timed.values()}
     costs: dict[tuple[str, str, str], Any] = defaultdict(Counter)
     for job, config in jobs:
         task, script, stage = "", Path(job.script).name, f"{job.stage}"
         if hasattr(config, "training"):
             task, cost = timed[_key(config)]["task"], training_cost(config, timed[_key(config)])
+        elif config is None:
+            task, cost = _line_cost(trainings.get(Path(job.words[0])), timed)
         else:  # a mask of bool, or float32 weights
             size = weights.get(flag_values(config)["model_name_or_path"], 0)
             cost = Counter(bytes=size * (1 if script == "oneshot.py" else 4))
@@ -69,8 +73,19 @@ def table(path: Path, start: float) -> str:
     return format_table(["stage", "command", "task", "runs", "steps", "time", "disk"], rows)
 
 
+def _line_cost(training: Any, timed: dict[str, Any]) -> tuple[str, Any]:
+    """Return task and cost of connectivity.py, if the training is in the list."""
+    if training is None:
+        return "", Counter()
+    found = timed[_key(training)]
+    return found["task"], Counter(seconds=found["load"] + POINTS * found["evaluation"])
+
+
 def _config(path: Path, job: joblist.Job) -> Any:
+    """Return the configuration of one of the seven scripts, None for connectivity.py."""
     script, where = Path(job.script), f"{path}, line {job.line}"
+    if script.resolve() == joblist.ROOT / "experiments" / "connectivity.py":
+        return None
     if script.resolve().parent != joblist.ROOT or not script.is_file():
         raise UserError(f"{where}: {script} is none of the seven scripts; take the line out")
     try:

@@ -32,6 +32,7 @@ from utils.runs.signals import RESUME_EXIT_CODE as STOPPED
 
 ROOT = Path(__file__).resolve().parent.parent
 STATES = ("done", "skipped", "running", "failed", "stopped", "not started", "to come")
+BAR = re.compile(r"^.*?%\|.*?\[.*?\]")  # a progress bar; an error may follow on its line
 ENDED = re.compile(r"joblist: (\w+) after (\d+) s")  # the last line of an attempt in a log
 
 
@@ -114,7 +115,8 @@ class Job:
 
     def reason(self) -> str:
         """Return the last error line of the latest attempt, else its last line."""
-        lines = [line for line in self._attempt() if not ENDED.fullmatch(line)] or ["no output"]
+        lines = [BAR.sub("", line) for line in self._attempt() if not ENDED.fullmatch(line)]
+        lines = [line for line in lines if line.strip()] or ["no output"]
         return ([line for line in lines if "error:" in line] or lines)[-1].strip()[:300]
 
 

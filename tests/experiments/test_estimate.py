@@ -37,15 +37,19 @@ def test_steps_runs_and_disk_of_a_list(tmp_path, tmp_path_factory, monkeypatch):
         "# stage 2",
         line("glue_trans.py", *command(data, tmp_path / "one", *epochs)),
         line("glue_trans.py", *command(data, tmp_path / "two", *epochs, "--seed", 2)),
+        "# stage 3",
+        line("experiments/connectivity.py", tmp_path / "one", tmp_path / "two"),
     )
     found = rows(estimate.table(path, 1.0))
     assert [row[:-4] for row in found] == [
         ["1", "LT_glue.py", "sts-b", "1", "10"],  # the later two of three rounds start at step 1
         ["1", "oneshot.py", "1", "0"],
         ["2", "glue_trans.py", "sts-b", "2", "20"],  # five batches an epoch
+        ["3", "connectivity.py", "sts-b", "1", "0"],
         ["1", "all", "2", "10"],
         ["2", "all", "2", "20"],
-        ["all", "all", "4", "30"],
+        ["3", "all", "1", "0"],
+        ["all", "all", "5", "30"],
     ]
     kept = json.loads((tmp_path / "a.list.estimate.json").read_text())
     assert [each["rows"] for each in kept.values()] == [40], "one task, model and batch"

@@ -367,6 +367,10 @@ def test_an_empty_stage_is_not_counted_and_moves_the_stages_after_it_up(cluster,
     ("script", "reason"),
     [
         ("print('x.py: error: no file\\n1 %|#   |\\rmore'); sys.exit(2)", "x.py: error: no file"),
+        (
+            "print('a:  9%|#  | 1/9 [0:1<0:2, x=1]x.py: error: no'); sys.exit(2)",
+            "x.py: error: no",
+        ),
         ("raise ValueError('odd')", "ValueError: odd"),
         ("sys.exit(1)", "no output"),
         ("os.kill(os.getpid(), 9)", "SIGKILL"),
@@ -377,7 +381,7 @@ def test_a_failed_command_shows_its_error_also_in_the_status(workplace, capfd, s
     path = write_list(workplace, "python fails.py --output_dir o/a")
     assert joblist.main([str(path)]) == 1
     line = capfd.readouterr().out.splitlines()[0]
-    assert "line 1 failed" in line and reason in line and "0001.log" in line
+    assert "line 1 failed" in line and reason in line and "0001.log" in line and "%|" not in line
     assert joblist.main([str(path), "--status"]) == 0
     if "KILL" not in reason:
         assert reason in (printed := capfd.readouterr().out) and "1 failed" in printed
