@@ -20,7 +20,7 @@ from experiments.results import Cell, Results
 from utils import files
 from utils.runs.records import EvaluationRecord, read_records
 
-FEWEST = 3  # points on a line
+POINTS, FEWEST = 11, 3  # on a line: by default, at least
 STABLE = 2.0  # points of error; Frankle et al.: "instability < 2 %"
 MEASURES = ("loss", "error")  # error: 100 less the score
 
@@ -81,7 +81,7 @@ def read(folder: Path, found: Results) -> list[Line]:
 
     Raises UserError if the lines and the other runs of one task have different recipes.
     """
-    lines: dict[str, Line] = {}
+    lines: dict[tuple[str, ...], Line] = {}
     for path in sorted(folder.rglob(files.CONNECTIVITY)):
         records, problems = read_records(path)
         found.notices += problems
@@ -93,7 +93,8 @@ def read(folder: Path, found: Results) -> list[Line]:
         where = {"recipe": line.recipe, "folder": path.parent}
         trained = found.rows[(found.rows["task"] == line.task) & (found.rows["method"] == "train")]
         results.check_recipe(line.task, pd.concat([trained, pd.DataFrame([where])]))
-        lines.setdefault(repr(line), line)
+        values = (getattr(line, measure).tobytes().hex() for measure in MEASURES)
+        lines.setdefault((line.task, line.label, *values), line)
     return sorted(lines.values(), key=lambda line: (line.task, line.percent, line.kind))
 
 
@@ -110,10 +111,8 @@ def table(lines: list[Line], found: Results, layout: Layout) -> Table:
             score = found.cell(task, kind, percent) if kind in results.KINDS else None
             wins = builders.wins(score, found.full(task), "full") if percent else None
             stable = None if error is None else error.mean < STABLE
-            verdicts = [None if v is None else markup.show(v, 0) for v in (stable, wins)]
-            made.add(
-                f"{paper.NAMES[task]}, {label}", [loss, error, verdicts[0], score, verdicts[1]]
-            )
+            values = [loss, error, _verdict(stable), score, _verdict(wins)]
+            made.add(f"{paper.NAMES[task]}, {label}", values)
     made.notes.append(
         f"Stable: a barrier in error (100 less the score) below {STABLE:g} points, as in Frankle "
         "et al. 2020. Wins: by the full network's deviation. Claim: tickets win if they are stable."

@@ -161,7 +161,9 @@ def main(argv: list[str] | None = None) -> None:
     add("run_b", type=Path, help="output folder of the same training with another --data_seed")
     text = f"file of the records (ours: RUN_A-RUN_B/{files.CONNECTIVITY}); the curve goes beside it"
     add("--output", type=Path, help=text)
-    add("--points", type=int, default=11, help="points on the line, both ends included")
+    add(
+        "--points", type=int, default=barriers.POINTS, help="points on the line, both ends included"
+    )
     args = parser.parse_args(argv)
     if args.points < barriers.FEWEST:
         raise UserError(f"--points {args.points} must be at least {barriers.FEWEST}")

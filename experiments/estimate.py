@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from experiments import joblist
+from experiments import barriers, joblist
 from utils import cli, files, finetune, imp
 from utils.config import GlueConfig, SquadConfig, TextConfig, flag_values
 from utils.errors import UserError
@@ -27,7 +27,6 @@ from utils.tasks.mlm import MlmTask
 from utils.tasks.squad import SquadTask
 from utils.training.order import DataOrder
 
-POINTS = 11  # that connectivity.py evaluates
 WARM_UP, STEPS, ROWS = 2, 4, 128  # optimizer steps before the timed ones, timed; evaluated rows
 _TASKS: dict[type, Any] = {GlueConfig: GlueTask, SquadConfig: SquadTask, TextConfig: MlmTask}
 _FLAGS = (  # of training, that change the time of a step or what is timed
@@ -78,7 +77,7 @@ def _line_cost(training: Any, timed: dict[str, Any]) -> tuple[str, Any]:
     if training is None:
         return "", Counter()
     found = timed[_key(training)]
-    return found["task"], Counter(seconds=found["load"] + POINTS * found["evaluation"])
+    return found["task"], Counter(seconds=found["load"] + barriers.POINTS * found["evaluation"])
 
 
 def _config(path: Path, job: joblist.Job) -> Any:

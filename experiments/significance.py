@@ -198,9 +198,10 @@ def _networks(found: Results, task: str, percent: float) -> dict[tuple[str, int]
             read.append((kind, row, path, outcomes))
     networks: dict[tuple[str, int], list[Outcomes]] = {}
     sets = Counter(outcomes.dev for *_, outcomes in read)
+    usual = max(sets, key=sets.__getitem__, default=None)
     for kind, row, path, outcomes in read:
         score = outcomes.score(outcomes.terms.sum(0))
-        if outcomes.dev != max(sets, key=sets.__getitem__):
+        if outcomes.dev != usual:
             problem = "another development set"
         elif not abs(score - row["score"]) <= 1e-3:  # also nan
             problem = "another evaluation"

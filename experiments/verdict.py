@@ -39,9 +39,10 @@ def claims(
             yield behind >= MARGIN, f"{kind}, {_shown(control)}: {claim}"
     control = found.cell(task, LAYERWISE, percent)
     if ticket is not None and control is not None:
-        lead, stds = ticket.mean - control.mean, (ticket.std, control.std)
+        lead = ticket.mean - control.mean
+        stds = [cell.std for cell in (ticket, control) if cell.std is not None]
         claim = f"more than both deviations below the ticket's {_shown(ticket)} ({lead:.1f}; ours)"
-        verdict = None if None in stds else lead > sum(filter(None, stds))
+        verdict = lead > sum(stds) if len(stds) == 2 else None
         yield verdict, f"{LAYERWISE}, {_shown(control)}: {claim}"
     own = [line for line in lines if (line.task, line.kind, line.percent) == (task, "IMP", percent)]
     error, loss = (barriers.mean(own, measure) for measure in ("error", "loss"))
