@@ -5,7 +5,7 @@ scores, averaged over S seeds, varies with the examples and with the seeds. The 
 resampled (the paired bootstrap of Efron and Tibshirani 1993, chapter 16; Berg-Kirkpatrick et al.
 2012 for NLP): every resample computes the score again, so this also holds for scores that are no
 means, such as F1 and correlations. Resampling 3 or 5 seeds would underestimate their variance, so
-their share is drawn from Student's t with S - 1 degrees of freedom. Variance that examples and
+their share follows Student's t with S - 1 degrees of freedom. Variance that examples and
 seeds share is counted once (Owen 2007, "The pigeonhole bootstrap").
 """
 
@@ -30,6 +30,7 @@ LEVEL = 0.05  # of the tests; intervals cover 1 - LEVEL
 HALF_WIDTH = 1.0  # percent points, to plan the number of seeds
 SEEDS = 1000  # at most planned
 CHUNK = 1 << 22  # draws at a time
+TINY = 1e-9  # points, the deviation of networks that agree on every seed
 Array = np.ndarray
 Terms = tuple[Array, Callable[[Array], Array]]
 UNREADABLE = (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
@@ -122,11 +123,13 @@ class Comparison:
         return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]{star}"
 
 
-def compare(differences: Array, random: np.random.Generator) -> Comparison:
+def compare(differences: Array) -> Comparison:
     """Compare two networks by their differences, [1 + B, S], of S > 1 seeds.
 
     The first row is measured, the others are of B resamples of the examples.
     """
+    from scipy.optimize import brentq
+    from scipy.special import stdtr
     from scipy.stats import norm
     from scipy.stats import t as student
 
@@ -137,18 +140,27 @@ def compare(differences: Array, random: np.random.Generator) -> Comparison:
     of_mean, of_one = center.var(), resampled.var(0).mean()
     examples = max(0.0, (seeds * of_mean - of_one) / (seeds - 1))
     over_seeds = max(measured.var(ddof=1), (of_one - of_mean) * seeds / (seeds - 1))
-    draws = mean + (center - center.mean()) * (examples / max(of_mean, 1e-300)) ** 0.5
-    draws = draws + (over_seeds / seeds) ** 0.5 * random.standard_t(seeds - 1, len(draws))
-    low, high = np.quantile(draws, [LEVEL / 2, 1 - LEVEL / 2])
-    tail = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
-    p = min(1.0, 2 * (tail + 1) / (len(draws) + 1))
+    center = mean + (center - center.mean()) * (examples / max(of_mean, 1e-300)) ** 0.5
+    scale = max((over_seeds / seeds) ** 0.5, TINY)
+
+    def probability_below(x: float) -> float:  # exact for t, so intervals do not vary with a seed
+        return float(stdtr(seeds - 1, (x - center) / scale).mean())
+
+    def quantile(level: float) -> float:
+        shift = scale * student.ppf(level, seeds - 1)
+        ends = center.min() + shift - scale, center.max() + shift + scale
+        return float(brentq(lambda x: probability_below(x) - level, *ends))
+
+    low, high = quantile(LEVEL / 2), quantile(1 - LEVEL / 2)
+    below, draws = probability_below(0.0), len(center)
+    p = min(1.0, 2 * (draws * min(below, 1 - below) + 1) / (draws + 1))
 
     numbers = np.arange(2, SEEDS + 1)
     variance = student.ppf(1 - LEVEL / 2, numbers - 1) ** 2 * over_seeds / numbers
     variance += norm.ppf(1 - LEVEL / 2) ** 2 * examples
     enough = numbers[variance <= HALF_WIDTH**2]
     planned = int(enough[0]) if len(enough) else None
-    return Comparison(float(mean), float(low), float(high), float(p), planned)
+    return Comparison(float(mean), low, high, p, planned)
 
 
 def holm(p_values: Sequence[float]) -> list[bool]:
@@ -179,7 +191,7 @@ def compare_ticket(networks: dict[tuple[str, int], list[Outcomes]]) -> dict[str,
     for (kind, seed), score in scores.items():
         if kind != "IMP" and ("IMP", seed) in scores:
             differences.setdefault(kind, []).append(scores["IMP", seed] - score)
-    return {k: compare(np.stack(d, 1), random) for k, d in differences.items() if len(d) > 1}
+    return {k: compare(np.stack(d, 1)) for k, d in differences.items() if len(d) > 1}
 
 
 def _networks(found: Results, task: str, percent: float) -> dict[tuple[str, int], list[Outcomes]]:
