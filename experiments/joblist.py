@@ -65,8 +65,8 @@ class Job:
         words = shlex.split(self.text)
         plain = shlex.join(words) == self.text and words[0] == "python"  # a shell changes nothing
         words = words[1 + (words[1:2] == ["-u"]) :]
-        ours = plain and words[:1] == [self.script] and Path(self.script).resolve().parent == ROOT
-        return words if ours else []
+        ours = words[:1] == [self.script] and Path(self.script).resolve().parent == ROOT
+        return words if plain and ours and Path(self.script).is_file() else []
 
     def complete(self) -> bool:
         """Return whether the output is complete, made by this command or by another one."""
@@ -245,7 +245,11 @@ class Runner:
                 needs = f"needs {earlier.output}, line {earlier.line}, which is not finished"
                 return "not started", f" ({needs})"
         began = time.monotonic()
-        code = self._call(job)
+        with files.naming_path(job.log):
+            return self._judge(job, self._call(job), began)
+
+    def _judge(self, job: Job, code: int, began: float) -> tuple[str, str]:
+        """Return the state of an ended job and a note; log the state."""
         state, note = "done", ""
         if code == STOPPED or (code and self._stopped):
             state, note = "stopped", " (the same list resumes from here)"

@@ -128,6 +128,7 @@ _TABLES = (table2, table3, table4)
 _FIGURES = (figure2, figure_rewind, figure_overlap, figure_sparsity, connectivity)
 SEEDS, LARGEST = 1000, 10**7  # the most seeds; no number of a flag is larger
 BUILDERS = {builder.__name__: builder for builder in (*_TABLES, *_FIGURES)}
+ONLY = {"shuffles": "table2", "controls": "table2", "sparsities": "connectivity"}  # flag -> what
 # flag -> field, the type of its value, help; folder names show the changes in this order
 CHANGES: dict[str, tuple[str, Callable[[str], float], str]] = {
     "epochs": ("epochs", float, "epochs of a training, for data of the paper's size"),
@@ -200,12 +201,22 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def command_list(args: argparse.Namespace) -> CommandList:
-    """Return the commands that the flags request. Raises UserError for a bad value of a flag."""
+def _check(args: argparse.Namespace) -> None:
     if not 1 <= args.seeds <= SEEDS:
         raise UserError(f"--seeds {args.seeds}: give a number from 1 to {SEEDS}")
     if args.mask_seeds is not None and not 1 <= args.mask_seeds <= args.seeds:
         raise UserError(f"--mask_seeds {args.mask_seeds}: give a number from 1 to --seeds")
+    usual = parse([args.what])
+    for flag, what in ONLY.items():
+        if args.what != what and getattr(args, flag) != getattr(usual, flag):
+            raise UserError(f"--{flag} is for {what}, not for {args.what}; leave it out")
+    if args.what == "connectivity" and "--save_total_limit" in args.flags:
+        raise UserError("--flags --save_total_limit: connectivity needs the models; leave it out")
+
+
+def command_list(args: argparse.Namespace) -> CommandList:
+    """Return the commands that the flags request. Raises UserError for a bad value of a flag."""
+    _check(args)
     tasks = paper.task_keys(args.tasks)
     rewound = ["MLM", "SQuAD"] if args.what == "figure_rewind" else args.tasks
     sources = paper.task_keys(args.sources or rewound)

@@ -4,6 +4,7 @@ if __name__ == "__main__":
     import _root  # noqa: F401
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -22,6 +23,7 @@ from utils.runs import signals
 GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 MODULES = "utils.imp utils.finetune utils.tasks.glue utils.tasks.mlm utils.tasks.squad"
 METRICS = "scipy.stats sklearn.metrics"
+DEATH_SIGNAL, NAME = 1, 15  # options of Linux's prctl
 
 
 class Forked:
@@ -105,7 +107,11 @@ def serve(requests: socket.socket) -> list[str]:
     os.dup2(log, 2)
     for number in fds:
         os.close(number)
-    return list(json.loads(message))
+    words = list(json.loads(message))
+    prctl = ctypes.CDLL(None).prctl
+    prctl(DEATH_SIGNAL, signal.SIGKILL)  # the script ends with the process that reports its end
+    prctl(NAME, Path(words[0]).name.encode())  # for top and pkill
+    return words
 
 
 def main(descriptor: int) -> None:

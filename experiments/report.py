@@ -26,7 +26,7 @@ COMMANDS = ("tables", "figures", "verdict", "text")
 
 def render(command: str, check: bool) -> str:
     """Return what a block shows. Figures of other numbers are drawn again, or named in a check."""
-    name, *words = shlex.split(command)
+    name, *words = shlex.split(command) or [""]
     if name == "tables":
         args, made, found = tables.requested(words)
         pieces = [markup.markdown(table) for table in made]

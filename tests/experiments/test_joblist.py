@@ -500,7 +500,8 @@ def test_a_command_starts_by_itself_with_a_gpu_or_if_a_shell_must_read_it(
     assert (scripts / "o/a/mask.pt").read_bytes() == (scripts / "o/b/mask.pt").read_bytes()
 
 
-def test_a_stop_reaches_the_scripts_but_not_the_process_that_forks_them(scripts):
+def training(scripts: Path) -> tuple[subprocess.Popen[str], Path]:
+    """A list with one training, which has begun, and its log."""
     flags = "--dir pre --do_train --task_name RTE --data_dir RTE --model_name_or_path bert"
     flags += " --max_seq_length 32 --max_steps 100000"
     line = f"python -u {ROOT}/glue_trans.py {flags} --output_dir o"
@@ -511,9 +512,49 @@ def test_a_stop_reaches_the_scripts_but_not_the_process_that_forks_them(scripts)
         if log.exists() and "loss=" in log.read_text():
             break
         time.sleep(0.1)
+    return process, log
+
+
+def test_a_stop_reaches_the_scripts_but_not_the_process_that_forks_them(scripts):
+    process, log = training(scripts)
     os.killpg(process.pid, signal.SIGTERM)  # as `timeout` and a lost terminal do
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == joblist.STOPPED and "1 stopped" in printed
     *_, last, _, end = log.read_text().splitlines()
     assert "checkpoint saved in o" in last and end.startswith("joblist: stopped")
     assert list((scripts / "o").glob("state-*.pt"))
+
+
+def test_a_script_has_its_name_and_ends_with_the_process_that_reports_its_end(scripts):
+    process, _ = training(scripts)
+    (folder,) = [
+        path.parent
+        for path in Path("/proc").glob("[0-9]*/comm")
+        if path.read_text() == "glue_trans.py\n" and (path.parent / "cwd").resolve() == scripts
+    ]
+    parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(parent, signal.SIGKILL)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "failed" in printed and "SIGKILL" in printed
+    for _ in range(100):
+        if not folder.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError("the script goes on")
+
+
+def test_a_missing_script_is_one_line_in_the_log(scripts, capfd):
+    line = f"python {ROOT}/no_script.py --output_dir o"
+    assert joblist.main([str(write_list(scripts, line))]) == 1
+    log = (scripts / "list.txt.logs" / "0001.log").read_text()
+    assert "No such file" in capfd.readouterr().out and "Traceback" not in log
+
+
+def test_a_full_disk_under_the_logs_is_named(workplace, capfd):
+    path = write_list(workplace, "python train.py --output_dir o")
+    log = workplace / "list.txt.logs" / "0001.log"
+    log.parent.mkdir()
+    log.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        joblist.main([str(path)])
+    assert caught.value.filename == str(log)

@@ -84,6 +84,7 @@ def test_a_number_or_a_row_that_changes_is_found_and_named(page, monkeypatch, ca
         ("<!-- generated: tables study -->\n", "has no <!-- end -->"),
         ("<!-- generated: tables study -->\n<!-- generated: text x -->\n<!-- end -->", "no <!-- e"),
         ("<!-- generated: nonsense study -->\n<!-- end -->", "line 1: 'nonsense' is no command"),
+        ("<!-- generated:   -->\n<!-- end -->", "line 1: '' is no command"),
         ("<!-- generated: tables study --only x -->\n<!-- end -->", "line 1: argument --only"),
         ("<!-- generated: tables 'study -->\n<!-- end -->", "line 1: No closing quotation"),
         ("<!-- generated: text nothing -->\n<!-- end -->", "line 1: [Errno 2] No such file"),
