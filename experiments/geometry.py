@@ -66,6 +66,16 @@ def count(
     return pd.DataFrame(rows, columns=["layer", "kind", "size", *COUNTS])
 
 
+def check(table: pd.DataFrame) -> None:
+    """Raise ValueError for parts without a name, and for counts that no two masks have."""
+    if not all(isinstance(name, str) for name in (*table["layer"], *table["kind"])):
+        raise ValueError("a name that is no string")
+    both, first, second, size = (table[column] for column in (*COUNTS, "size"))
+    rising = (both >= 0, both <= first, both <= second, first <= size, second <= size, size > 0)
+    if not all(each.all() for each in (*rising, first + second - both <= size)):
+        raise ValueError("impossible counts")
+
+
 def by_part(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the rows of a table of `count` by layer and by kind of matrix, and "all"."""
     groups = [table.groupby(column, sort=False) for column in ("layer", "kind")]

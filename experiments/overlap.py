@@ -110,14 +110,16 @@ def _stored_masks(path: Path) -> Iterable[MaskFile]:
     masks: dict[MaskFile, MaskFile] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            percent, ends, counts = json.loads(line)
+            percent, ends, counts = schema.parse(line)
+            percent = schema.from_json(float, percent)
             columns = zip(COLUMNS, zip(*counts, strict=True), strict=True)
             table = pd.DataFrame(dict(columns)).astype(dict.fromkeys(COLUMNS[2:], int))
+            geometry.check(table)
             one, other = (MaskFile(path, s, percent, seed, sha) for s, seed, sha in ends)
             swapped = table.rename(columns={"first": "second", "second": "first"})
             for own, another, counted in ((one, other, table), (other, one, swapped)):
                 masks.setdefault(own, own).stored[another.digest] = counted
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise UserError(f"{path}, line {number}: corrupt; collect the runs again") from error
     return masks.values()
 

@@ -84,7 +84,20 @@ def test_a_folder_with_other_files_is_not_replaced(runs, tmp_path):
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("[[", "["), ('"layer 0", ', ""), ("[50.0, ", "["), ("query", "q\xff"), ("[50.0", "{50.0")],
+    [
+        ("[[", "["),
+        ('"layer 0", ', ""),
+        ("[50.0, ", "["),
+        ("[50.0", "{50.0"),
+        ("[50.0", '["50"'),
+        ("[50.0", "[NaN"),
+        ("[50.0", "[" * 10**5),
+        ("query", "q\xff"),
+        ('"query"', "[7]"),
+        ('"query"', str(10**18)),
+        ('"query", ', '"query", -'),
+        ('"query", ', f'"query", {10**25}'),
+    ],
 )
 def test_a_corrupt_pair_is_refused_with_its_line(runs, tmp_path, old, new):
     collect.collect(runs, tmp_path / "study")
