@@ -84,5 +84,11 @@ def test_one_seed_cannot_tell_whether_a_stable_ticket_matches(tmp_path, capsys):
     write_line(tmp_path / "line", [20.0, 20.0, 20.0])
     assert claim(capsys, tmp_path, "stable")[0] == "cannot tell"
     other = json.dumps(row("rte", 81.0, 1, mask_info("rte", 0.5, 1)))  # a training, no point
-    (tmp_path / "line" / "connectivity.jsonl").write_text(f"not JSON\n{other}\n")
-    assert claim(capsys, tmp_path, "stable") is None
+    path = tmp_path / "line" / "connectivity.jsonl"
+    path.write_text(f"not JSON\n{other}\n")
+    with (tmp_path / "a" / "results.jsonl").open("a") as file:
+        file.write("[]\n")
+    verdict.main([str(tmp_path), "--tasks", "RTE"])
+    printed = capsys.readouterr()
+    assert "stable" not in printed.out
+    assert f"{path}, line 1" in printed.err and f"{tmp_path}/a/results.jsonl, line 3" in printed.err
