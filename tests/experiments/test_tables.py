@@ -491,14 +491,8 @@ def test_no_paper_leaves_out_its_numbers(stsb, capsys):
     tables.main(
         [
             str(stsb),
-            "--only",
-            "table2",
-            "figure2",
-            "--no_paper",
-            "--tasks",
-            "sts-b",
-            "--sparsity",
-            "0.6",
+            *("--only", "table2", "figure2", "--no_paper", "--tasks", "sts-b"),
+            *("--sparsity", "0.6"),
         ]
     )
     printed = capsys.readouterr().out

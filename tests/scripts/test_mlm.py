@@ -28,21 +28,9 @@ def data(tmp_path_factory):
 
 def command(data, out, *more):
     return [
-        "--output_dir",
-        out,
-        "--mlm",
-        "--train_data_file",
-        data / "text" / "en.train",
-        "--do_train",
-        "--do_eval",
-        "--eval_data_file",
-        data / "text" / "en.valid",
-        "--block_size",
-        BLOCK,
-        "--per_gpu_train_batch_size",
-        8,
-        "--learning_rate",
-        1e-3,
+        *("--output_dir", out, "--mlm", "--train_data_file", data / "text" / "en.train"),
+        *("--do_train", "--do_eval", "--eval_data_file", data / "text" / "en.valid"),
+        *("--block_size", BLOCK, "--per_gpu_train_batch_size", 8, "--learning_rate", 1e-3),
         "--no_cuda",
         *more,
     ]
@@ -65,13 +53,7 @@ def rounds(data):
             data,
             data / "rounds",
             *bert(data),
-            "--max_steps",
-            12,
-            "--save_steps",
-            4,
-            "--sparsities",
-            0.3,
-            0.6,
+            *("--max_steps", 12, "--save_steps", 4, "--sparsities", 0.3, 0.6),
         ),
     )
     return data / "rounds"
@@ -87,13 +69,7 @@ def test_each_round_trains_the_previous_mask_from_theta_0_with_its_head(data, tm
             data,
             tmp_path / "out",
             *bert(data),
-            "--max_steps",
-            9,
-            "--save_steps",
-            3,
-            "--sparsities",
-            0.3,
-            0.6,
+            *("--max_steps", 9, "--save_steps", 3, "--sparsities", 0.3, 0.6),
         ),
     )
     first, second, third = (steps[at] for at in (0, 3, 6))
@@ -134,11 +110,7 @@ def test_as_released_prunes_before_training_and_never_rewinds(data, tmp_path, st
             data,
             tmp_path / "out",
             *bert(data),
-            "--max_steps",
-            12,
-            "--save_steps",
-            4,
-            "--as_released",
+            *("--max_steps", 12, "--save_steps", 4, "--as_released"),
         ),
     )
     total = sum(m.numel() for m in steps[0]["mask"].values())
@@ -180,16 +152,7 @@ def test_the_order_of_the_data_restarts_or_continues(data, tmp_path, steps, rele
             data,
             tmp_path / "out",
             *bert(data),
-            "--max_steps",
-            8,
-            "--save_steps",
-            4,
-            "--sparsities",
-            0.3,
-            0.6,
-            0.9,
-            "--seed",
-            3,
+            *("--max_steps", 8, "--save_steps", 4, "--sparsities", 0.3, 0.6, 0.9, "--seed", 3),
             *flags,
         ),
     )
@@ -245,12 +208,7 @@ def test_decoder_and_embeddings_stay_one_matrix(rounds, data, tmp_path, steps):
         *command(
             data,
             tmp_path / "out",
-            "--model_name_or_path",
-            rounds / "checkpoint-12",
-            "--dir",
-            "pre",
-            "--max_steps",
-            2,
+            *("--model_name_or_path", rounds / "checkpoint-12", "--dir", "pre", "--max_steps", 2),
         ),
     )
     for step in steps:  # one name for it among all parameters
@@ -264,19 +222,9 @@ def test_a_bert_trained_from_scratch_is_a_model_for_every_script(data, tmp_path)
         *command(
             data,
             scratch,
-            "--dir",
-            "rand",
-            "--config_name",
-            data / "bert",
-            "--tokenizer_name",
-            data / "bert",
-            "--max_steps",
-            40,
-            "--learning_rate",
-            3e-3,
-            "--evaluate_during_training",
-            "--logging_steps",
-            10,
+            *("--dir", "rand", "--config_name", data / "bert", "--tokenizer_name", data / "bert"),
+            *("--max_steps", 40, "--learning_rate", 3e-3, "--evaluate_during_training"),
+            *("--logging_steps", 10),
         ),
     )
     perplexities = [row["metrics"]["perplexity"] for row in results(scratch)]
@@ -292,16 +240,8 @@ def test_a_bert_trained_from_scratch_is_a_model_for_every_script(data, tmp_path)
         *command(
             data,
             tmp_path / "random",
-            "--config_name",
-            data / "bert",
-            "--tokenizer_name",
-            data / "bert",
-            "--max_steps",
-            2,
-            "--save_steps",
-            1,
-            "--sparsities",
-            0.5,
+            *("--config_name", data / "bert", "--tokenizer_name", data / "bert"),
+            *("--max_steps", 2, "--save_steps", 1, "--sparsities", 0.5),
         ),
     )
     assert {row["init"] for row in results(tmp_path / "random")} == {"rand"}
@@ -311,29 +251,15 @@ def test_a_bert_trained_from_scratch_is_a_model_for_every_script(data, tmp_path)
         *command(
             data,
             tmp_path / "imp",
-            "--model_name_or_path",
-            scratch,
-            "--max_steps",
-            4,
-            "--save_steps",
-            2,
-            "--sparsities",
-            0.5,
+            *("--model_name_or_path", scratch, "--max_steps", 4, "--save_steps", 2),
+            *("--sparsities", 0.5),
         ),
     )
     done("glue_trans.py", *glue(data, tmp_path / "glue", "--model_name_or_path", scratch))
     done(
         "oneshot.py",
-        "--weight",
-        "pre",
-        "--model",
-        "pretrain",
-        "--rate",
-        0.5,
-        "--model_name_or_path",
-        scratch,
-        "--output_dir",
-        tmp_path / "omp",
+        *("--weight", "pre", "--model", "pretrain", "--rate", 0.5),
+        *("--model_name_or_path", scratch, "--output_dir", tmp_path / "omp"),
     )
     mask = torch.load(tmp_path / "omp" / "mask.pt", weights_only=True)
     values = {key: theta_0[key.removesuffix("_mask")] for key in mask}
@@ -351,13 +277,7 @@ def test_as_released_needs_two_sparsities(data, tmp_path):
             data,
             tmp_path / "out",
             *bert(data),
-            "--max_steps",
-            8,
-            "--save_steps",
-            4,
-            "--sparsities",
-            0.3,
-            "--as_released",
+            *("--max_steps", 8, "--save_steps", 4, "--sparsities", 0.3, "--as_released"),
         ),
     )
     (line,) = ended.errors()
@@ -379,48 +299,19 @@ def test_a_vocabulary_larger_than_the_embeddings_is_refused(data, tmp_path):
 
 def glue(data, out, *more):
     return [
-        "--dir",
-        "pre",
-        "--output_dir",
-        out,
-        "--task_name",
-        "MRPC",
-        "--data_dir",
-        data / "MRPC",
-        "--do_train",
-        "--do_eval",
-        "--do_lower_case",
-        "--max_seq_length",
-        32,
-        "--per_gpu_train_batch_size",
-        8,
-        "--max_steps",
-        2,
-        "--no_cuda",
+        *("--dir", "pre", "--output_dir", out, "--task_name", "MRPC"),
+        *("--data_dir", data / "MRPC", "--do_train", "--do_eval", "--do_lower_case"),
+        *("--max_seq_length", 32, "--per_gpu_train_batch_size", 8, "--max_steps", 2, "--no_cuda"),
         *more,
     ]
 
 
 def squad(data, out, *more):
     return [
-        "--output_dir",
-        out,
-        "--train_file",
-        data / "squad" / "train-v1.1.json",
-        "--predict_file",
-        data / "squad" / "dev-v1.1.json",
-        "--do_train",
-        "--do_eval",
-        "--do_lower_case",
-        "--max_seq_length",
-        48,
-        "--doc_stride",
-        16,
-        "--max_query_length",
-        12,
-        "--per_gpu_train_batch_size",
-        8,
-        "--no_cuda",
+        *("--output_dir", out, "--train_file", data / "squad" / "train-v1.1.json"),
+        *("--predict_file", data / "squad" / "dev-v1.1.json", "--do_train", "--do_eval"),
+        *("--do_lower_case", "--max_seq_length", 48, "--doc_stride", 16),
+        *("--max_query_length", 12, "--per_gpu_train_batch_size", 8, "--no_cuda"),
         *more,
     ]
 
@@ -457,12 +348,7 @@ def test_tickets_of_glue_and_squad_train_on_mlm(data, tmp_path, steps):
                 data,
                 tmp_path / f"{source}-mlm",
                 *bert(data),
-                "--dir",
-                "pre",
-                "--mask_dir",
-                path,
-                "--max_steps",
-                2,
+                *("--dir", "pre", "--mask_dir", path, "--max_steps", 2),
             ),
         )
         assert trained_under(steps[-1], torch.load(path, weights_only=True))

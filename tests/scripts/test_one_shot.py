@@ -44,14 +44,8 @@ def train_flags(folder, out, *more):
 @pytest.mark.parametrize("weight", ["pre", "rand"])
 def test_a_mask_ranks_the_weights_that_training_starts_from(folder, tmp_path, steps, weight):
     flags = [
-        "--weight",
-        weight,
-        "--rate",
-        0.7,
-        "--seed",
-        11,
-        "--model_name_or_path",
-        folder / "bert",
+        *("--weight", weight, "--rate", 0.7, "--seed", 11),
+        *("--model_name_or_path", folder / "bert"),
     ]
     files = []
     for model in ("glue", "squad", "pretrain"):
@@ -78,14 +72,8 @@ def test_a_mask_ranks_the_weights_that_training_starts_from(folder, tmp_path, st
 def test_random_masks_and_the_default_folder(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = [
-        "--weight",
-        "pre",
-        "--model",
-        "glue",
-        "--rate",
-        0.5,
-        "--model_name_or_path",
-        folder / "bert",
+        *("--weight", "pre", "--model", "glue", "--rate", 0.5),
+        *("--model_name_or_path", folder / "bert"),
     ]
     out = done("oneshot.py", *flags)
     assert (
@@ -96,12 +84,7 @@ def test_random_masks_and_the_default_folder(folder, tmp_path, monkeypatch):
         done(
             "oneshot.py",
             *flags,
-            "--method",
-            "random",
-            "--seed",
-            seed,
-            "--output_dir",
-            tmp_path / name,
+            *("--method", "random", "--seed", seed, "--output_dir", tmp_path / name),
         )
     one, again, other, magnitude = (
         torch.load(tmp_path / name / "mask.pt", weights_only=True)

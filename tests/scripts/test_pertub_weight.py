@@ -90,13 +90,8 @@ def test_the_draw_depends_on_the_seed(bert, tmp_path, mode):
 def test_invalid_sigma_is_refused(bert, tmp_path, sigma):
     ended = launch.run(
         "pertub_weight.py",
-        "--model_name_or_path",
-        bert,
-        "--output",
-        tmp_path / "w.pt",
-        "--mode",
-        "noise",
-        f"--sigma={sigma}",
+        *("--model_name_or_path", bert, "--output", tmp_path / "w.pt"),
+        *("--mode", "noise", f"--sigma={sigma}"),
     )
     (line,) = ended.errors()
     assert ended.code == 2 and "--sigma" in line and list(tmp_path.iterdir()) == []

@@ -27,28 +27,11 @@ def data(tmp_path_factory):
 
 def command(data, out, *more, version="v1"):
     return [
-        "--output_dir",
-        out,
-        "--model_name_or_path",
-        data / "bert",
-        "--train_file",
-        data / version / "train-v1.1.json",
-        "--predict_file",
-        data / version / "dev-v1.1.json",
-        "--do_train",
-        "--do_eval",
-        "--do_lower_case",
-        "--no_cuda",
-        "--max_seq_length",
-        48,
-        "--doc_stride",
-        16,
-        "--max_query_length",
-        12,
-        "--per_gpu_train_batch_size",
-        6,
-        "--learning_rate",
-        1e-3,
+        *("--output_dir", out, "--model_name_or_path", data / "bert"),
+        *("--train_file", data / version / "train-v1.1.json"),
+        *("--predict_file", data / version / "dev-v1.1.json", "--do_train", "--do_eval"),
+        *("--do_lower_case", "--no_cuda", "--max_seq_length", 48, "--doc_stride", 16),
+        *("--max_query_length", 12, "--per_gpu_train_batch_size", 6, "--learning_rate", 1e-3),
         *more,
     ]
 
@@ -180,16 +163,8 @@ def test_as_released_answers_with_other_spaces_do_not_train(data, tmp_path):
 def test_a_ticket_trains_and_writes_its_answers_under_the_released_names(data, tmp_path, steps):
     done(
         "oneshot.py",
-        "--weight",
-        "pre",
-        "--model",
-        "squad",
-        "--rate",
-        0.4,
-        "--model_name_or_path",
-        data / "bert",
-        "--output_dir",
-        tmp_path / "omp",
+        *("--weight", "pre", "--model", "squad", "--rate", 0.4),
+        *("--model_name_or_path", data / "bert", "--output_dir", tmp_path / "omp"),
     )
     mask = torch.load(tmp_path / "omp" / "mask.pt", weights_only=True)
     ended = run(
@@ -197,12 +172,7 @@ def test_a_ticket_trains_and_writes_its_answers_under_the_released_names(data, t
         *command(
             data,
             tmp_path / "out",
-            "--dir",
-            "pre",
-            "--mask_dir",
-            tmp_path / "omp" / "mask.pt",
-            "--max_steps",
-            4,
+            *("--dir", "pre", "--mask_dir", tmp_path / "omp" / "mask.pt", "--max_steps", 4),
         ),
     )
     assert ended.notes()[0].startswith("squad_trans.py trains one network")
@@ -239,13 +209,8 @@ def test_answers_during_training_have_the_step_in_their_name(data, tmp_path):
         *command(
             data,
             tmp_path / "out",
-            "--dir",
-            "pre",
-            "--max_steps",
-            4,
-            "--evaluate_during_training",
-            "--logging_steps",
-            2,
+            *("--dir", "pre", "--max_steps", 4, "--evaluate_during_training"),
+            *("--logging_steps", 2),
         ),
     )
     assert {path.name for path in (tmp_path / "out").glob("predictions_*.json")} == {
@@ -271,13 +236,8 @@ def test_questions_without_answer(data, tmp_path):
         *command(
             data,
             tmp_path / "out",
-            "--dir",
-            "pre",
-            "--max_steps",
-            4,
-            "--version_2_with_negative",
-            "--null_score_diff_threshold",
-            -1e6,
+            *("--dir", "pre", "--max_steps", 4, "--version_2_with_negative"),
+            *("--null_score_diff_threshold", -1e6),
             version="v2",
         ),
     )

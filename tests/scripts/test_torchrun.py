@@ -49,13 +49,8 @@ def command(data, name, processes, *more):
     rows += {
         "glue": ["--do_lower_case", "--max_seq_length", "32"],
         "squad": [
-            "--do_lower_case",
-            "--max_seq_length",
-            "48",
-            "--doc_stride",
-            "16",
-            "--max_query_length",
-            "12",
+            *("--do_lower_case", "--max_seq_length", "48", "--doc_stride", "16"),
+            *("--max_query_length", "12"),
         ],
         "mlm": ["--block_size", "24"],
     }[name]
@@ -440,10 +435,7 @@ def test_torchrun_passes_sigterm_on_and_the_run_resumes(start, data, tmp_path, u
         sys.executable,
         "-m",
         "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(Path(launch.ROOT) / script),
+        *("--standalone", "--nproc_per_node", "2", str(Path(launch.ROOT) / script)),
         *map(str, flags),
     ]
     with subprocess.Popen(
