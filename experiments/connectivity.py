@@ -37,13 +37,7 @@ from utils.modeling.runtime import Runtime
 from utils.pruning import masks
 from utils.runs.console import format_table
 from utils.runs.folder import differences, summarize
-from utils.runs.records import (
-    EvaluationRecord,
-    Owner,
-    append_record,
-    read_owner,
-    read_records,
-)
+from utils.runs.records import EvaluationRecord, Owner, append_record, read_owner, read_records
 from utils.runs.run import start_runtime
 from utils.tasks.base import LabelledTask, Task
 from utils.tasks.glue import GlueTask

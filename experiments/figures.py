@@ -267,9 +267,7 @@ DRAW = {  # name of a table -> how it is drawn; others from the runs
 }
 
 
-def requested(
-    argv: list[str] | None = None,
-) -> tuple[argparse.Namespace, list[Table], Results]:
+def requested(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Table], Results]:
     """Return the flags of a command line, the tables to draw, and the results.
 
     Raises UserError if there are no results, or those of one task have different recipes.

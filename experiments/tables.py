@@ -108,9 +108,7 @@ def layout_of(tasks: list[str] | None, sparsity: float | None, with_paper: bool)
     return Layout(paper.task_keys(tasks), with_paper, percent, named=bool(tasks))
 
 
-def requested(
-    argv: list[str] | None = None,
-) -> tuple[argparse.Namespace, list[Table], Results]:
+def requested(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[Table], Results]:
     """Return the flags of a command line, and what `build` makes for them."""
     flags = parser(__doc__, "tables")
     names = [*BUILDERS, OVERLAP, CONNECTIVITY]

@@ -22,14 +22,7 @@ from transformers import BertForQuestionAnswering, BertForSequenceClassification
 
 from benchmarks import baseline
 from utils import released
-from utils.config import (
-    GlueConfig,
-    ImpConfig,
-    ModelConfig,
-    OutputConfig,
-    RunConfig,
-    SquadConfig,
-)
+from utils.config import GlueConfig, ImpConfig, ModelConfig, OutputConfig, RunConfig, SquadConfig
 from utils.data.rows import batches_by_length
 from utils.data.squad import SquadExample
 from utils.errors import UserError

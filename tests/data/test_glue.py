@@ -152,10 +152,7 @@ def test_odd_text_is_tokenized_as_the_slow_tokenizer_did(both_tokenizers, text):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (
-            "ΝΑΣ",
-            "a final capital sigma: Python lower-cases it to the final form, Rust does not",
-        ),
+        ("ΝΑΣ", "a final capital sigma: Python lower-cases it to the final form, Rust does not"),
         (
             "a\u0378b",
             "an unassigned code point: the slow code drops it, the fast one makes the word unknown",

@@ -319,10 +319,7 @@ def test_rows_of_qqp_without_a_text_are_left_out_with_a_warning(inputs, tmp_path
     whole = DatasetDict(dataset, train=dataset["train"].select([0, 1, 2, 3, *range(5, 32)]))
     one, two = (
         glue_task(
-            inputs,
-            tmp_path,
-            "QQP",
-            dataset_name=str(hub_data.parquet(each, tmp_path / name)),
+            inputs, tmp_path, "QQP", dataset_name=str(hub_data.parquet(each, tmp_path / name))
         )
         for each, name in ((torn, "torn"), (whole, "whole"))
     )

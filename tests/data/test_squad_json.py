@@ -56,11 +56,7 @@ def test_reads_a_v2_file(tmp_path):
         question("q3", is_impossible=True),
     ]
     examples = read_squad(written(tmp_path, document(qas=qas, version="v2.0")), v2=True)
-    assert [e.answers for e in examples] == [
-        (("two", 4),),
-        (),
-        (),
-    ]
+    assert [e.answers for e in examples] == [(("two", 4),), (), ()]
 
 
 def test_reads_a_byte_order_mark_and_a_v1_file_with_the_v2_flag(tmp_path):

@@ -367,10 +367,7 @@ def test_an_empty_stage_is_not_counted_and_moves_the_stages_after_it_up(cluster,
     ("script", "reason"),
     [
         ("print('x.py: error: no file\\n1 %|#   |\\rmore'); sys.exit(2)", "x.py: error: no file"),
-        (
-            "print('a:  9%|#  | 1/9 [0:1<0:2, x=1]x.py: error: no'); sys.exit(2)",
-            "x.py: error: no",
-        ),
+        ("print('a:  9%|#  | 1/9 [0:1<0:2, x=1]x.py: error: no'); sys.exit(2)", "x.py: error: no"),
         ("raise ValueError('odd')", "ValueError: odd"),
         ("sys.exit(1)", "no output"),
         ("os.kill(os.getpid(), 9)", "SIGKILL"),

@@ -228,11 +228,7 @@ def test_table2_gets_intervals_a_second_verdict_and_notices(tmp_path):
 
 def test_a_foreign_first_file_and_one_without_a_score_do_not_remove_the_others(tmp_path):
     folder = tree(
-        tmp_path,
-        {
-            "full": (None, [450, 452, 451, 453]),
-            "imp": (ticket, [449, 451, 452, 450]),
-        },
+        tmp_path, {"full": (None, [450, 452, 451, 453]), "imp": (ticket, [449, 451, 452, 450])}
     )
     first, second = (folder / "full" / str(seed) / "predictions_.npz" for seed in (1, 2))
     save(first, "acc", "another set", **labelled("acc", 2))

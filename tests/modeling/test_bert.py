@@ -24,12 +24,7 @@ from utils.modeling.bert import (
     load_model,
     load_tokenizer,
 )
-from utils.modeling.saving import (
-    load_initial_weights,
-    match_names,
-    save_pretrained,
-    save_weights,
-)
+from utils.modeling.saving import load_initial_weights, match_names, save_pretrained, save_weights
 from utils.pruning import masks
 from utils.pruning.origin import Origin
 from utils.training.order import seed_round

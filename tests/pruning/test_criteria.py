@@ -168,11 +168,7 @@ def test_every_weight_and_pair_is_as_likely_to_be_count_dropped():
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.integers(1, 40), min_size=1, max_size=6),
-    st.floats(0, 0.99),
-    st.integers(0, 9),
-)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.floats(0, 0.99), st.integers(0, 9))
 def test_layerwise_prunes_each_matrix_by_magnitude_and_the_total_exactly(sizes, target, seed):
     draw = torch.Generator().manual_seed(seed)
     values = {str(at): torch.randn(n, generator=draw) for at, n in enumerate(sizes)}

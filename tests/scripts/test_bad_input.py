@@ -34,11 +34,7 @@ QUERY = "bert.encoder.layer.0.attention.self.query.weight"
         ),
         ("SST-2/train.tsv", b"", ["train.tsv", "empty"]),
         ("SST-2/train.tsv", b"text\tlabel\na\t1\n", ["train.tsv row 1", "'sentence'"]),
-        (
-            "SST-2/train.tsv",
-            b"sentence\tlabel\ncaf\xe9\t1\n",
-            ["train.tsv row 2", "not UTF-8"],
-        ),
+        ("SST-2/train.tsv", b"sentence\tlabel\ncaf\xe9\t1\n", ["train.tsv row 2", "not UTF-8"]),
         (
             "CoLA/train.tsv",
             b"gj04\t1\t\tA day .\ngj04\t1\tA day .\n",
@@ -122,10 +118,7 @@ MISSING_LAYER = "bert.encoder.layer.2."
             {"weight_pertub": "weights2.pt", "model_name_or_path": "bert3"},
             [f"weights2.pt: key {MISSING_LAYER}", "is missing"],
         ),
-        (
-            {"weight_pertub": "mask2.pt"},
-            ["mask2.pt: key bert.encoder.layer.0.", "is missing"],
-        ),
+        ({"weight_pertub": "mask2.pt"}, ["mask2.pt: key bert.encoder.layer.0.", "is missing"]),
     ],
     ids=[
         *("more layers", "another width", "fewer layers", "weights as mask"),
@@ -170,14 +163,8 @@ def lengthen_vocabulary(folder):
         (lambda folder: (folder / "config.json").unlink(), ["no config.json"]),
         (lambda folder: (folder / "config.json").write_text("{"), ["cannot be loaded"]),
         (lambda folder: halve(folder / "model.safetensors"), ["cannot be loaded"]),
-        (
-            lambda folder: (folder / "model.safetensors").write_bytes(b""),
-            ["cannot be loaded"],
-        ),
-        (
-            lambda folder: change_config(folder, num_hidden_layers=3),
-            [MISSING_LAYER, "missing"],
-        ),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), ["cannot be loaded"]),
+        (lambda folder: change_config(folder, num_hidden_layers=3), [MISSING_LAYER, "missing"]),
         (
             lambda folder: change_config(folder, num_hidden_layers=1),
             ["unexpected encoder weight", "layer.1."],

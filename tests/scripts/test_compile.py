@@ -59,8 +59,7 @@ def test_a_compiled_run_leaves_the_files_of_one_without(folder, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("flag", "message"),
-    [("--tf32", "--tf32 needs a GPU"), ("--compile", "needs a C++ compiler")],
+    ("flag", "message"), [("--tf32", "--tf32 needs a GPU"), ("--compile", "needs a C++ compiler")]
 )
 def test_flags_that_this_machine_cannot_follow_are_refused_in_one_line(
     folder, tmp_path, monkeypatch, flag, message

@@ -16,8 +16,7 @@ def data(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("level", "kinds"),
-    [("debug", ["INFO"]), ("info", ["INFO"]), ("warning", []), ("error", [])],
+    ("level", "kinds"), [("debug", ["INFO"]), ("info", ["INFO"]), ("warning", []), ("error", [])]
 )
 def test_notes_have_a_time_stamp_and_a_level(data, tmp_path_factory, level, kinds):
     finished, _ = find_nine_tickets(tmp_path_factory)

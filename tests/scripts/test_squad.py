@@ -260,8 +260,7 @@ def test_questions_without_answer(data, tmp_path):
 )
 def test_impossible_flags_are_refused(data, tmp_path, flags, said):
     ended = launch.run(
-        "squad_trans.py",
-        *command(data, tmp_path / "out", "--dir", "pre", "--max_steps", 2, *flags),
+        "squad_trans.py", *command(data, tmp_path / "out", "--dir", "pre", "--max_steps", 2, *flags)
     )
     (line,) = ended.errors()
     assert ended.code == 2 and said in line and not (tmp_path / "out").exists()

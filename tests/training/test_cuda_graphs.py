@@ -6,15 +6,7 @@ import gc
 import numpy as np
 import pytest
 import torch
-from small_tasks import (
-    CPU,
-    NAMES,
-    RUNTIME,
-    load_task,
-    make_data,
-    masked_model,
-    training,
-)
+from small_tasks import CPU, NAMES, RUNTIME, load_task, make_data, masked_model, training
 
 from utils.modeling.runtime import Runtime
 from utils.pruning import masks
