@@ -179,6 +179,19 @@ def outcome(out):
     return json.loads(json.dumps(rows).replace(str(out), "OUT")), names, contents
 
 
+def check_undisturbed(commands, lingers, folder):
+    """Assert that each output folder holds what its command leaves if nothing stops it."""
+    launcher = launch.Launcher({})
+    for found, command in commands.items():
+        alone = folder / "alone" / found.name
+        text = command.replace(str(lingers), "LT_glue.py").replace(str(found), str(alone))
+        words = text.split()
+        done = launcher(words[2], *words[3:], cwd=folder)
+        assert done.code == 0, done.err
+        assert outcome(found) == outcome(alone), found
+    launcher.close()
+
+
 def test_an_array_that_is_preempted_and_fails_in_part(jobs, data, tmp_path):
     """Sixteen elements start at once: one is requeued in mid-round, one fails.
 
@@ -236,20 +249,9 @@ def test_an_array_that_is_preempted_and_fails_in_part(jobs, data, tmp_path):
     assert len(names) == 2 and all(name.startswith("cached_") for name in names)
     assert [name for name, log in logs.items() if "warning" in log] == []
 
-    # every result is that of an undisturbed run
-    check = launch.Launcher({})
-    undisturbed = {"0": lines[0], "2": lines[2], str(half): lines[half], "last": lines[-1]}
-    for name, command in (*undisturbed.items(), ("limited", limited_line)):
-        found = limited if name == "limited" else out / name
-        alone = tmp_path / "alone" / name
-        text = command.replace(str(data / "lingers.py"), "LT_glue.py").replace(
-            str(found), str(alone)
-        )
-        words = text.split()
-        done = check(words[2], *words[3:], cwd=tmp_path)
-        assert done.code == 0, done.err
-        assert outcome(found) == outcome(alone), name
-    check.close()
+    undisturbed = {out / "0": lines[0], out / "2": lines[2], out / str(half): lines[half]}
+    undisturbed |= {out / "last": lines[-1], limited: limited_line}
+    check_undisturbed(undisturbed, data / "lingers.py", tmp_path)
 
 
 WAITS = """
