@@ -32,7 +32,7 @@ NULL_ODDS = "null_odds_{prefix}.json"
 SUBMISSIONS = {  # to gluebenchmark.com, by task or split
     **{"cola": "CoLA.tsv", "sst-2": "SST-2.tsv", "mrpc": "MRPC.tsv", "sts-b": "STS-B.tsv"},
     **{"qqp": "QQP.tsv", "mnli": "MNLI-m.tsv", "test_mismatched": "MNLI-mm.tsv", "ax": "AX.tsv"},
-    **{"qnli": "QNLI.tsv", "rte": "RTE.tsv", "wnli": "WNLI.tsv"},
+    **{"qnli": "QNLI.tsv", "rte": "RTE.tsv", "wnli": "WNLI.tsv", "other": "predictions.tsv"},
 }
 MODEL_FILES = (  # a Hugging Face folder
     "config.json",

@@ -1,5 +1,6 @@
 """--do_predict: the files for gluebenchmark.com, from TSV files and from datasets."""
 
+import dataclasses
 import random
 import shutil
 
@@ -12,6 +13,8 @@ from datasets import Dataset, DatasetDict
 from launch import done, results, run
 from refusals import assert_refused
 from transformers import BertForSequenceClassification, BertTokenizer
+
+from utils.data import glue
 
 ROWS = 9
 MNLI = "index promptID pairID genre s1_binary s2_binary s1_parse s2_parse sentence1 sentence2"
@@ -143,6 +146,18 @@ def test_a_training_predicts_with_its_last_model(tmp_path):
     padded = tmp_path / "padded"
     done("glue_trans.py", *flags(tmp_path, padded, "RTE", *data, "--as_released", model="trained"))
     assert (padded / "RTE.tsv").read_bytes() == (trained / "RTE.tsv").read_bytes()
+
+
+def test_a_task_of_ones_own_has_a_file_too(tmp_path, monkeypatch):
+    make(tmp_path, "RTE")
+    own = dataclasses.replace(glue.SPECS["rte"], name="mytask")
+    monkeypatch.setattr(glue, "_ALL", (*glue.SPECS.values(), own))
+    rows = {}
+    for task, file in (("RTE", "RTE.tsv"), ("mytask", "predictions.tsv")):
+        out = tmp_path / task.lower()
+        done("glue_trans.py", *flags(tmp_path, out, task, "--data_dir", tmp_path / "RTE"))
+        rows[task] = (out / file).read_text()
+    assert rows["mytask"] == rows["RTE"]
 
 
 BAD = {

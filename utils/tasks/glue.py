@@ -123,7 +123,7 @@ class GlueTask(LabelledTask):
                 predictions = [self.spec.labels[number] for number in logits.argmax(1)]
             rows = zip(test.labels.astype(int), predictions, strict=True)
             lines = (f"{index}\t{prediction}\n" for index, prediction in rows)
-            written.append(output / (names.get(split) or names[self.name]))
+            written.append(output / (names.get(split) or names.get(self.name, names["other"])))
             if runtime.is_main:
                 files.write_text(written[-1], "index\tprediction\n" + "".join(lines))
         return written
