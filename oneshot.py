@@ -56,7 +56,7 @@ class Config:
         "folder for mask.pt; left out, tmp/oneshot/WEIGHT_MODEL_RATE, followed by the method if it "
         "is not magnitude, and by _seedSEED if the mask depends on the seed (ours)",
     )
-    overwrite: bool = flag(False, "replace a file with another content (ours)")
+    overwrite: bool = flag(False, "replace a file that differs (ours)")
 
     def __post_init__(self) -> None:
         shuffles = self.method == "shuffle"

@@ -26,7 +26,7 @@ class Config:
         "file to write, to give to --weight_pertub; left out, tmp/shuffle_weight.pt, or with "
         "another mode or seed tmp/MODE_weight_seedSEED.pt (ours)",
     )
-    overwrite: bool = flag(False, "replace a file with another content (ours)")
+    overwrite: bool = flag(False, "replace a file that differs (ours)")
 
 
 def main() -> None:

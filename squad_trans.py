@@ -57,8 +57,8 @@ def main() -> None:
     data = released.squad_config(config.data) if config.training.as_released else config.data
     task = SquadTask.load(data, config.model, config.training, config.output)
     if config.training.do_train:
-        job = "finds tickets (IMP): no" if config.finds_tickets else "trains one network:"
-        files.log.info(f"squad_trans.py {job} --dir is given")
+        job = "finds tickets (IMP) without" if config.finds_tickets else "trains one network with"
+        files.log.info(f"squad_trans.py {job} --dir")
 
     # model (pre-trained, random or perturbed weights)
     experiment = Experiment.prepare(task, config, runtime, config.subnetwork)

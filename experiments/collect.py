@@ -1,4 +1,4 @@
-"""Copy the small files of finished runs to a study: rows, predictions, mask overlaps, lines."""
+"""Copy result rows, predictions, mask overlaps and connectivity of finished runs to a study."""
 
 if __name__ == "__main__":
     import _root  # noqa: F401

@@ -274,7 +274,7 @@ def requested(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[T
     """
     flags = tables.parser(__doc__, "figures")
     names = ["figure_sparsity", tables.CONNECTIVITY, *DRAW]
-    flags.add_argument("--only", nargs="+", choices=names, help="draw these figures alone")
+    flags.add_argument("--only", nargs="+", choices=names, help="draw only these figures")
     args = flags.parse_args(argv)
     args.out = args.out or args.folder / "figures"
     layout = tables.layout_of(args.tasks, args.sparsity, not args.no_paper)

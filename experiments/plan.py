@@ -183,9 +183,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data", type=Path, help=text)
     add("--out", type=Path, default=Path("runs"), help="folder for all output folders (ours)")
     texts = {flag: text for flag, (_, _, text) in CHANGES.items()}
-    texts["sparsity"] = "sparsity at which to compare, between 0 and 1"
     for flag, text in texts.items():
         add(f"--{flag}", nargs="+", metavar="N|TASK=N", help=f"{text} (default: the preset's)")
+    text = "sparsity at which to compare, 0 to 1 (default: the paper's)"
+    add("--sparsity", nargs="+", metavar="S|TASK=S", help=text)
     text = "the last of IMP's sparsities 0.1, 0.2, ..."
     add("--imp_to", type=float, default=IMP_END / 100, metavar="S", help=text)
     text = "kinds of shuffled weights in table2 (the released code shuffles layers)"

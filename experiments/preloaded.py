@@ -1,4 +1,4 @@
-"""Run scripts in forks of one process that has imported the libraries, which takes seconds."""
+"""Run scripts in forks of one process, which imports the libraries once."""
 
 if __name__ == "__main__":
     import _root  # noqa: F401

@@ -1,12 +1,12 @@
-"""What the statistics allow: paired tests of IMP's tickets against the other networks of Table 2.
+"""Paired tests of IMP's tickets against the other networks of Table 2.
 
 Two networks of one seed are compared on the same development examples. The difference of their
 scores, averaged over S seeds, varies with the examples and with the seeds. The examples are
 resampled (the paired bootstrap of Efron and Tibshirani 1993, chapter 16; Berg-Kirkpatrick et al.
-2012 for NLP): every resample computes the score again, so this also holds for scores that are no
+2012 for NLP): every resample computes the score again, so this also holds for scores other than
 means, such as F1 and correlations. Resampling 3 or 5 seeds would underestimate their variance, so
-their share follows Student's t with S - 1 degrees of freedom. Variance that examples and
-seeds share is counted once (Owen 2007, "The pigeonhole bootstrap").
+their share follows Student's t with S - 1 degrees of freedom. Variance that examples and seeds
+share is counted once (Owen 2007, "The pigeonhole bootstrap").
 """
 
 import zipfile

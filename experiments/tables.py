@@ -112,7 +112,7 @@ def requested(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[T
     """Return the flags of a command line, and what `build` makes for them."""
     flags = parser(__doc__, "tables")
     names = [*BUILDERS, OVERLAP, CONNECTIVITY]
-    flags.add_argument("--only", nargs="+", choices=names, help="build these tables alone")
+    flags.add_argument("--only", nargs="+", choices=names, help="build only these tables")
     text = "add intervals and tests over examples and seeds to table2 (ours)"
     flags.add_argument("--statistics", action="store_true", help=text)
     args = flags.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Which claims of Table 2, and two of ours, the runs below a folder show, with their numbers."""
+"""Check the claims of Table 2, and two of ours, against the runs below a folder."""
 
 if __name__ == "__main__":
     import _root  # noqa: F401

@@ -81,7 +81,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the data of a task come from: files, or a dataset; rows: also questions or blocks."""
+    """Source of a task's data: files or a dataset. A row is also a question or a block."""
 
     FILE_FLAGS: ClassVar[tuple[str, ...]] = ()
 
@@ -93,10 +93,10 @@ class DataConfig:
     )
     dataset_config_name: str | None = flag(None, "configuration of that dataset", kw_only=True)
     max_train_samples: int | None = flag(
-        None, "train on the first so many rows, for a quick trial", bounds=">= 1", kw_only=True
+        None, "train on the first N rows, for a quick trial", bounds=">= 1", kw_only=True
     )
     max_eval_samples: int | None = flag(
-        None, "evaluate on the first so many rows of a set", bounds=">= 1", kw_only=True
+        None, "evaluate on the first N rows of a set", bounds=">= 1", kw_only=True
     )
 
     def __post_init__(self) -> None:
@@ -221,12 +221,14 @@ class TrainingConfig:
     adam_epsilon: float = flag(1e-8, "AdamW's epsilon", bounds="> 0")
     max_grad_norm: float = flag(1.0, "norm to which gradients are clipped", bounds="> 0")
     warmup_steps: int | float = flag(
-        0, "optimizer steps of linear warm-up; below 1, their share of all steps", bounds=">= 0"
+        0,
+        "steps of linear warm-up (in each round of IMP); below 1, their share of all",
+        bounds=">= 0",
     )
     num_train_epochs: float = flag(
         3.0,
-        "passes over the training data, in all rounds together; with accumulation, whole optimizer "
-        "steps only",
+        "passes over the training data, in all rounds of IMP together (as released, SQuAD: give "
+        "40); with accumulation, whole optimizer steps only",
         bounds="> 0, < 1000000",
     )
     max_steps: int = flag(
@@ -244,13 +246,15 @@ class TrainingConfig:
         bounds=">= 0",
     )
     save_total_limit: int | None = flag(
-        None, "keep the models of only so many checkpoints (0: none); masks stay", bounds=">= 0"
+        None,
+        "keep the models of N checkpoints (0: not even the final one); masks stay",
+        bounds=">= 0",
     )
     seed: int = flag(42, "seed of every random draw (ours: 42)", bounds=f">= 0, < {2**63}")
     data_seed: int | None = flag(
         None,
-        "seed of the order of the training rows, of MLM's masked tokens and of dropout, if it is "
-        "not --seed: for experiments/connectivity.py, in no table (ours)",
+        "seed of row order, MLM's masked tokens and dropout, instead of --seed; tables skip such "
+        "runs (for experiments/connectivity.py; ours)",
         bounds=f">= 0, < {2**63}",
     )
     no_cuda: bool = flag(False, "stay on the CPU")
@@ -311,7 +315,7 @@ class SubnetworkConfig:
         "dense model",
     )
     weight_pertub: str | None = flag(
-        None, "file of encoder weights to start from, such as pertub_weight.py writes"
+        None, "file of encoder weights to start from, as pertub_weight.py writes it"
     )
 
 
@@ -322,12 +326,12 @@ class OutputConfig:
     output_dir: str = flag(..., "folder for everything that this run writes")
     overwrite_output_dir: bool = flag(
         False,
-        "replace another or a finished run in --output_dir (finished rounds move to replaced-N "
-        "there); an unfinished run of this command resumes all the same",
+        "replace a finished or different run in --output_dir (its IMP rounds move to replaced-N); "
+        "an unfinished run of this command still resumes",
     )
     overwrite_cache: bool = flag(False, "rebuild the feature caches")
     should_continue: bool = flag(False, "fail if this command is unfinished and has no checkpoint")
-    restart: bool = flag(False, "start from scratch even if a checkpoint exists")
+    restart: bool = flag(False, "start an unfinished run from scratch")
     checkpoint_minutes: float = flag(
         10.0, "minutes between two checkpoints to resume from (ours)", bounds=">= 0"
     )

@@ -1,4 +1,4 @@
-"""From JSON to dataclasses: one reader for every JSON file of a run, which trusts nothing in it."""
+"""Read the JSON files of a run into dataclasses, and check every value."""
 
 import dataclasses
 import json

@@ -29,7 +29,7 @@ class Part(NamedTuple):
     mask: Array | None
 
     def magnitudes(self, every: int = 1) -> Array:
-        """Return |weights|, and MASKED for masked weights; of every so many weights only."""
+        """Return |weights|, and MASKED for masked weights; of every `every`-th weight only."""
         sizes = _library(self.weights).abs(self.weights[::every])
         if self.mask is None:
             return sizes

@@ -1,4 +1,4 @@
-"""How the ranks of a run end together: the first reason to end is printed once and ends them all.
+"""End all ranks of a run together, and print the first reason once.
 
 A thread watches for it, because a rank that waits for another one waits in C++: Python's handlers
 of signals do not run there.

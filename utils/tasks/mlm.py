@@ -24,7 +24,7 @@ from utils.modeling.runtime import Runtime
 from utils.tasks.base import Task, input_file, load_bert
 
 EVALUATION_SEED = 20  # every run evaluates on the same masks
-PREDICTED_MULTIPLE = 128  # bucketed batches predict a multiple of so many tokens
+PREDICTED_MULTIPLE = 128  # of tokens that a bucketed batch predicts
 IGNORED = -100  # a target that torch's cross-entropy ignores
 
 
