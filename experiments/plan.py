@@ -210,7 +210,7 @@ def _check(args: argparse.Namespace) -> None:
     usual = parse([args.what])
     for flag, what in ONLY.items():
         if args.what != what and getattr(args, flag) != getattr(usual, flag):
-            raise UserError(f"--{flag} is for {what}, not for {args.what}; leave it out")
+            files.warn(f"--{flag} has no effect on {args.what}, only on {what}")
     if args.what == "connectivity" and "--save_total_limit" in args.flags:
         raise UserError("--flags --save_total_limit: connectivity needs the models; leave it out")
 

@@ -37,10 +37,14 @@ OMP_NUM_THREADS=2 python -u pretrain_trans.py --dir rand --config_name "$folder/
     --learning_rate 2e-3 --warmup_steps 100 --output_dir "$folder/model" --seed 1
 
 for what in table2 figure2 connectivity; do
-    if [ "$what" = connectivity ]; then chosen=("${tasks[@]: -1}") seeds=1; fi  # one line
+    own=""  # flags of this list alone
+    case $what in
+        table2) own="--controls shuffle" ;;
+        connectivity) own="--sparsities $sparsity" chosen=("${tasks[@]: -1}") seeds=1 ;;  # one line
+    esac
     echo "== The commands of $what ($folder/$what.list), $jobs in parallel"
     python experiments/plan.py "$what" --preset mini --tasks "${chosen[@]}" --seeds "$seeds" --sparsity "$sparsity" \
-        --sparsities "$sparsity" --controls shuffle --imp_to 0.7 --lr CoLA=1e-3 --steps MLM=100 --length 32 \
+        $own --imp_to 0.7 --lr CoLA=1e-3 --steps MLM=100 --length 32 \
         --model "$folder/model" --data "$folder/data" --out "$folder/runs" > "$folder/$what.list"
     bash experiments/run_local.sh "$folder/$what.list" --jobs "$jobs"
 done
