@@ -211,7 +211,7 @@ def _check(args: argparse.Namespace) -> None:
     for flag, what in ONLY.items():
         if args.what != what and getattr(args, flag) != getattr(usual, flag):
             files.warn(f"--{flag} has no effect on {args.what}, only on {what}")
-    if args.what == "connectivity" and "--save_total_limit" in args.flags:
+    if args.what == "connectivity" and re.search(r"--save_total_limit[= ]+0\b", args.flags):
         raise UserError("--flags --save_total_limit: connectivity needs the models; leave it out")
 
 

@@ -98,6 +98,7 @@ def serve(requests: socket.socket) -> list[str]:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
     connection, log = fds
+    parent = os.getpid()
     if child := os.fork():
         os.close(log)
         os.write(connection, b"%d" % os.getpid())
@@ -110,6 +111,8 @@ def serve(requests: socket.socket) -> list[str]:
     words = list(json.loads(message))
     prctl = ctypes.CDLL(None).prctl
     prctl(DEATH_SIGNAL, signal.SIGKILL)  # the script ends with the process that reports its end
+    if os.getppid() != parent:
+        os._exit(1)
     prctl(NAME, Path(words[0]).name.encode())  # for top and pkill
     return words
 

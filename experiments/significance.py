@@ -77,8 +77,10 @@ def _matthews(sums: Array) -> Array:
 
 def _pearson(sums: Array) -> Array:
     n, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
-    variances = (n * xx - x**2) * (n * yy - y**2)
-    return 100 * (n * xy - x * y) / np.sqrt(np.maximum(variances, 1e-300))
+    spread_x, spread_y = n * xx - x**2, n * yy - y**2
+    varies = (spread_x > 1e-9 * n * xx) & (spread_y > 1e-9 * n * yy)  # by more than rounding
+    root = np.sqrt(np.where(varies, spread_x * spread_y, 1.0))
+    return 100 * np.where(varies, (n * xy - x * y) / root, 0.0)
 
 
 def _terms(metric: str, found: Array, labels: Array) -> Terms:

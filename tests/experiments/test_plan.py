@@ -328,6 +328,7 @@ def test_a_flag_without_effect_gives_a_warning(what, words, message, capsys):
 def test_a_line_needs_the_models_of_its_trainings():
     with pytest.raises(UserError, match="connectivity needs the models"):
         planned("connectivity", "--flags=--save_total_limit=0")
+    assert planned("connectivity", "--flags=--save_total_limit 1", "--tasks", "RTE")
 
 
 @pytest.mark.parametrize("flag", ["--flags", "--model", "--out", "--data", "--tasks"])

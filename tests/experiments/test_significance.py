@@ -40,6 +40,16 @@ def test_scores_of_resamples_are_the_metrics_of_those_rows(tmp_path, metric, cla
         assert outcomes.score(counts @ outcomes.terms) == pytest.approx(expected, abs=1e-3)
 
 
+def test_resamples_of_constant_predictions_have_no_correlation(tmp_path):
+    labels = np.random.default_rng(0).normal(size=300).astype(np.float32)
+    predictions = np.full(300, 2.7, np.float32)
+    predictions[7] += 1e-5
+    path = save(tmp_path / "p.npz", "pearson", predictions=predictions, labels=labels)
+    outcomes = Outcomes.load(path)
+    scores = outcomes.score(resample(outcomes.terms, np.random.default_rng(0), 300))
+    assert np.abs(scores).max() <= 100
+
+
 def test_scores_of_questions_and_blocks_are_means_and_ratios(tmp_path):
     f1 = np.array([0.0, 0.5, 1.0, 0.25])
     squad = Outcomes.load(save(tmp_path / "s.npz", "f1", f1=f1, exact=f1))

@@ -118,7 +118,8 @@ class GlueTask(LabelledTask):
         written, names = [], files.SUBMISSIONS
         for split, test in self.test.items():
             logits = self.predict(model, test.rows, runtime)
-            predictions = [f"{score:.4f}" for score in np.clip(logits[:, 0], 0, 5)]
+            limits = (0, 5) if self.name == "sts-b" else (-np.inf, np.inf)
+            predictions = [f"{score:.4f}" for score in np.clip(logits[:, 0], *limits)]
             if self.spec.labels is not None:
                 predictions = [self.spec.labels[number] for number in logits.argmax(1)]
             rows = zip(test.labels.astype(int), predictions, strict=True)
