@@ -205,10 +205,11 @@ def connectivity(lines: list[Line]) -> Figure:
     figure, panels = _subplots(len(tasks), 2, 5.6, 0.6 + 2.0 * len(tasks))
     cases = itertools.product(tasks, barriers.MEASURES)
     for axes, (task, measure) in zip(panels, cases, strict=True):
-        points: dict[str, dict[float, list[float]]] = {}
+        # every panel has all networks, so that each has one style
+        points: dict[str, dict[float, list[float]]] = {line.label: {} for line in lines}
         for line in (line for line in lines if line.task == task):
             for alpha, value in zip(line.alpha, line.excess(measure), strict=True):
-                points.setdefault(line.label, {}).setdefault(float(alpha), []).append(float(value))
+                points[line.label].setdefault(float(alpha), []).append(float(value))
         curves = {name: {x: Cell.of(own) for x, own in of.items()} for name, of in points.items()}
         _curves(axes, curves)
         axes.set_title(paper.NAMES.get(task, task), loc="left")

@@ -1,11 +1,13 @@
 """Barriers: their definition, their table, and lines that cannot be compared."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from built_tables import layout
 from results_tree import mask_info, row, trainings, write_rows
 
-from experiments import barriers, markup, results
+from experiments import barriers, figures, markup, results
 from experiments.barriers import Line
 from utils.errors import UserError
 
@@ -28,6 +30,20 @@ def test_a_bump_has_its_height_also_between_different_ends():
     alphas = np.linspace(0, 1, 11)
     line = line_of(1 + 2 * alphas + 0.7 * np.sin(np.pi * alphas))
     assert line.barrier("loss") == pytest.approx(0.7)
+
+
+def test_a_network_has_the_same_color_in_the_panels_of_all_tasks():
+    pytest.importorskip("matplotlib")
+    line = line_of([0.1, 0.3, 0.1])
+    lines = [line, replace(line, percent=30.0), replace(line, task="mrpc", percent=30.0)]
+    colors = {}
+    for axes in figures.connectivity(lines).axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            colors.setdefault(label, set()).add(handle[0].get_color())
+    assert {label: len(found) for label, found in colors.items()} == {
+        "IMP, 50 %": 1,
+        "IMP, 30 %": 1,
+    }
 
 
 def write_line(folder, scores, sparsity, seed=1, fraction=0.0, **changes):
