@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import difflib
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,6 +49,7 @@ class GlueSpec:
     files: Mapping[str, str] = field(default_factory=lambda: _FILES)  # split -> file name
     metric: str = "acc"  # of the paper's tables: "acc", "mcc" or "pearson" (regression)
     with_f1: bool = False  # F1 of the positive class beside the accuracy
+    limits: tuple[float, float] = (-math.inf, math.inf)  # of a score in predictions
     torn: bool = False  # the public files have a few rows with too few columns, to be left out
 
     @property
@@ -71,7 +73,7 @@ _ALL = (
     GlueSpec("mnli-mm", _MNLI, label="gold_label", files={"train": "train.tsv"} | _MISMATCHED),
     GlueSpec("mrpc", _BINARY, "#1 String", "#2 String", "Quality", with_f1=True),
     GlueSpec("sst-2", _BINARY, "sentence", None),
-    GlueSpec("sts-b", None, label="score", metric="pearson"),
+    GlueSpec("sts-b", None, label="score", metric="pearson", limits=(0, 5)),
     GlueSpec("qqp", _BINARY, "question1", "question2", "is_duplicate", with_f1=True, torn=True),
     GlueSpec("qnli", _ENTAILMENT, "question", "sentence"),
     GlueSpec("rte", _ENTAILMENT),

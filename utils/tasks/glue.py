@@ -118,8 +118,8 @@ class GlueTask(LabelledTask):
         written, names = [], files.SUBMISSIONS
         for split, test in self.test.items():
             logits = self.predict(model, test.rows, runtime)
-            limits = (0, 5) if self.name == "sts-b" else (-np.inf, np.inf)
-            predictions = [f"{score:.4f}" for score in np.clip(logits[:, 0], *limits)]
+            scores = np.clip(logits[:, 0], *self.spec.limits)
+            predictions = [f"{score:.4f}" for score in scores]
             if self.spec.labels is not None:
                 predictions = [self.spec.labels[number] for number in logits.argmax(1)]
             rows = zip(test.labels.astype(int), predictions, strict=True)
