@@ -95,7 +95,7 @@ def _mask_file(origin_path: Path, as_released: bool, notices: list[str]) -> Mask
 
 
 def store(masks: list[MaskFile], path: Path) -> None:
-    """Write the counts of each pair, one a row, which `find` reads in place of the masks."""
+    """Write the counts of each pair, one a row, which `find` reads instead of the masks."""
     rows: list[Any] = []
     for one, other in combinations([mask for mask in masks if _bits(mask)], 2):
         related = one.source == other.source or one.seed == other.seed

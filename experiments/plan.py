@@ -199,7 +199,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--sparsities", nargs="+", type=float, metavar="S", default=[0, 0.3, 0.5, 0.7], help=text)
     text = "controls in table2 with a ticket's layer-wise sparsities: masks of oneshot.py (ours)"
     add("--controls", choices=["none", "layerwise", "shuffle", "all"], default="none", help=text)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for flag, what in ONLY.items():
+        other = args.what in BUILDERS.keys() - {what}
+        if other and getattr(args, flag) != parser.get_default(flag):
+            files.warn(f"--{flag} has no effect on {args.what}, only on {what}")
+    return args
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -207,10 +212,6 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--seeds {args.seeds}: give a number from 1 to {SEEDS}")
     if args.mask_seeds is not None and not 1 <= args.mask_seeds <= args.seeds:
         raise UserError(f"--mask_seeds {args.mask_seeds}: give a number from 1 to --seeds")
-    usual = parse([args.what])
-    for flag, what in ONLY.items():
-        if args.what != what and getattr(args, flag) != getattr(usual, flag):
-            files.warn(f"--{flag} has no effect on {args.what}, only on {what}")
     if args.what == "connectivity" and re.search(r"--save_total_limit[= ]+0\b", args.flags):
         raise UserError("--flags --save_total_limit: connectivity needs the models; leave it out")
 

@@ -151,7 +151,7 @@ def compare(differences: Array) -> Comparison:
     def quantile(level: float) -> float:
         shift = scale * student.ppf(level, seeds - 1)
         ends = center.min() + shift - scale, center.max() + shift + scale
-        return float(brentq(lambda x: probability_below(x) - level, *ends))
+        return round(float(brentq(lambda x: probability_below(x) - level, *ends)), 6)
 
     low, high = quantile(LEVEL / 2), quantile(1 - LEVEL / 2)
     below, draws = probability_below(0.0), len(center)
