@@ -35,7 +35,7 @@ from utils.modeling import bert
 from utils.modeling.bert import BertTaskModel
 from utils.modeling.runtime import Runtime
 from utils.pruning import masks
-from utils.runs.console import format_table
+from utils.runs.console import format_table, progress_bar
 from utils.runs.folder import differences, summarize
 from utils.runs.records import EvaluationRecord, Owner, append_record, read_owner, read_records
 from utils.runs.run import start_runtime
@@ -168,7 +168,11 @@ def main(argv: list[str] | None = None) -> None:
     output = args.output or args.run_a.resolve().parent / name / files.CONNECTIVITY
     check_output(output, runs)
 
-    records = list(walk(runs, one, args.points))
+    records = []
+    with progress_bar(args.points, unit="point", shown=True) as bar:
+        for record in walk(runs, one, args.points):
+            records.append(record)
+            bar.update()
     with files.atomic_file(output) as temporary:
         for record in records:
             append_record(temporary, record)

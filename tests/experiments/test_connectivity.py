@@ -52,10 +52,11 @@ def test_the_ends_of_the_line_are_the_trainings(folder, capsys):
     assert {(row["method"], row["sparsity"], row["final"]) for row in rows} == {
         ("connectivity", 0.5, True)
     }
-    losses, printed = np.array([row["metrics"]["loss"] for row in rows]), capsys.readouterr().out
+    losses, shown = np.array([row["metrics"]["loss"] for row in rows]), capsys.readouterr()
     assert len({f"{loss:.6f}" for loss in losses}) > 2 and all(0 < loss < 10 for loss in losses)
     above = losses - np.linspace(losses[0], losses[-1], 5)
-    assert f"barrier {above.max():.4f} in loss" in printed
+    assert f"barrier {above.max():.4f} in loss" in shown.out
+    assert "0/5" in shown.err and "point" in shown.err
     assert (folder / "line-one-other" / "connectivity.png").exists() == figures.INSTALLED
 
 

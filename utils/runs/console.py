@@ -9,10 +9,10 @@ from utils.files import is_printing_process
 LOG_FILE_SECONDS = 10  # between two updates of a progress bar in a log file
 
 
-def progress_bar(total: int, *, shown: bool) -> tqdm:
-    """Return a progress bar of steps on stderr that disappears at its end."""
+def progress_bar(total: int, *, unit: str = "step", shown: bool) -> tqdm:
+    """Return a progress bar on stderr that disappears at its end."""
     seconds = 0.1 if sys.stderr.isatty() else LOG_FILE_SECONDS
-    look = {"unit": "step", "dynamic_ncols": True, "leave": False, "mininterval": seconds}
+    look = {"unit": unit, "dynamic_ncols": True, "leave": False, "mininterval": seconds}
     return tqdm(total=total, disable=not shown, **look)
 
 
