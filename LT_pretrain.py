@@ -3,15 +3,7 @@
 from dataclasses import dataclass
 
 from utils import cli
-from utils.config import (
-    ImpConfig,
-    ModelConfig,
-    RunConfig,
-    SubnetworkConfig,
-    TextConfig,
-    TrainingConfig,
-    defaults,
-)
+from utils.config import ImpConfig, ModelConfig, RunConfig, TextConfig, TrainingConfig, defaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +30,7 @@ def main() -> None:
 
     # data and model: theta_0 pre-trained, or random without --model_name_or_path
     task = MlmTask.load(config.data, config.model, config.training, config.output)
-    init = SubnetworkConfig(dir="pre" if config.model.model_name_or_path else "rand")
-    experiment = Experiment.prepare(task, config, runtime, init)
+    experiment = Experiment.prepare(task, config, runtime)
     if config.training.as_released:
         experiment = released.apply(experiment)
     if not config.training.do_train:

@@ -21,7 +21,7 @@ from utils.errors import UserError
 from utils.modeling.runtime import Runtime
 from utils.pruning import masks
 from utils.runs.console import format_duration, format_table
-from utils.runs.run import PRETRAINED, Experiment, start_runtime
+from utils.runs.run import THETA_0, Experiment, start_runtime
 from utils.tasks.glue import GlueTask
 from utils.tasks.mlm import MlmTask
 from utils.tasks.squad import SquadTask
@@ -109,7 +109,7 @@ def measure(config: Any) -> dict[str, Any]:
     task = load(config.data, config.model, training, config.output)
     files.log.info(f"timing {task.name} with {config.model.model_name_or_path}")
     # another command makes the weights
-    start = dataclasses.replace(getattr(config, "subnetwork", PRETRAINED), weight_pertub=None)
+    start = dataclasses.replace(getattr(config, "subnetwork", THETA_0), weight_pertub=None)
     experiment = Experiment.prepare(task, config, start_runtime(training), start)
     model, runtime = experiment.model, experiment.runtime
     masks.attach(model)

@@ -29,7 +29,7 @@ from utils.training.optimizer import PaperAdamW
 from utils.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]  # of this code
-PRETRAINED = SubnetworkConfig(dir="pre")
+THETA_0 = SubnetworkConfig(dir=None)  # pre-trained weights, random ones without a model
 INPUTS = {  # of a run, as a checkpoint names their digests -> how messages name them
     "began_with": "weights or another mask",
     "data": "training data",
@@ -57,10 +57,11 @@ class Experiment:
 
     @classmethod
     def prepare(
-        cls, task: Task, config: RunConfig, runtime: Runtime, initial: SubnetworkConfig = PRETRAINED
+        cls, task: Task, config: RunConfig, runtime: Runtime, initial: SubnetworkConfig = THETA_0
     ) -> Self:
         """Load the model of `task` with the `initial` weights."""
-        init, source = initial.dir or "pre", config.model.model_name_or_path
+        source = config.model.model_name_or_path
+        init = initial.dir or ("rand" if source is None else "pre")
         seed, cache_dir = config.training.seed, config.model.cache_dir
         model = load_model(task.model_class, source, task.bert_config, seed, init, cache_dir)
         new = ", ".join(model.untrained)
