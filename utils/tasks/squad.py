@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -53,29 +53,23 @@ class SquadTask(LabelledTask):
         tokenizer, config = load_bert(model, data.do_lower_case)
         bert.check_length(config, "--max_seq_length", data.max_seq_length, texts=2)
         v2, cache_dir = data.version_2_with_negative, model.cache_dir
-        dataset = None if data.from_files else hub.load_squad(data, v2, cache_dir)
+        dataset: Any = None if data.from_files else hub.load_squad(data, v2, cache_dir)
 
-        def read(file: Path | None, is_train: bool) -> Dev:
-            if dataset is None:
-                assert file is not None, "input_file refuses a missing file"
-                questions = read_questions(file, v2)
-            else:
-                questions = hub.read_squad(dataset, "train" if is_train else "validation", v2)
-            questions = questions.first(
-                data.max_train_samples if is_train else data.max_eval_samples
-            )
+        def read(file: Path | None, split: str, count: int | None) -> Dev:
+            questions = read_questions(file, v2) if file else hub.read_squad(dataset, split, v2)
+            questions, is_train = questions.first(count), split == "train"
             overwrite = output.overwrite_cache
             found = squad_windows.load(questions, tokenizer, data, is_train, cache_dir, overwrite)
             warn_of_unknown(questions.name, tokenizer, found.ids)
             return questions.examples, found
 
-        train = None
+        train = dev = None
         if training.do_train:
-            _, windows = read(train_file, True)
+            _, windows = read(train_file, "train", data.max_train_samples)
             train = LabelledRows(windows.rows, np.stack([windows.start, windows.end]))
-        return cls(
-            data, tokenizer, config, train, read(dev_file, False) if training.do_eval else None
-        )
+        if training.do_eval:
+            dev = read(dev_file, "validation", data.max_eval_samples)
+        return cls(data, tokenizer, config, train, dev)
 
     @property
     def dev_rows(self) -> int:
@@ -84,8 +78,11 @@ class SquadTask(LabelledTask):
 
     def dev_digest(self) -> str:
         """Identify the development set, "" without evaluation."""
-        texts = np.frombuffer(repr(self.dev and self.dev[0]).encode(), dtype=np.uint8)
-        return content_digest(self.dev[1].starts, self.dev[1].ids, texts) if self.dev else ""
+        if self.dev is None:
+            return ""
+        examples, windows = self.dev
+        texts = np.frombuffer(repr(examples).encode(), dtype=np.uint8)
+        return content_digest(windows.starts, windows.ids, texts)
 
     def logits(self, model: BertTaskModel, packed: Packed) -> torch.Tensor:
         """Return start and end logits, float32 [B, W, 2], -inf beyond a window's tokens."""
