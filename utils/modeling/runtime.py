@@ -52,7 +52,3 @@ class Runtime:
         if self.world_size > 1:
             dist.all_reduce(tensor, group=self.group)
         return tensor
-
-    def sum_array(self, array: np.ndarray) -> np.ndarray:
-        """Sum a float32 array over all processes in place and return it."""
-        return self.sum(torch.from_numpy(array)).numpy()

@@ -173,7 +173,7 @@ class LabelledTask(Task):
                 logits = self.logits(model, self._pack(rows, indices).to(runtime.device))
             found[indices] = -np.inf
             found[indices, : logits.shape[1]] = logits.float().cpu().numpy()
-        return runtime.sum_array(found)
+        return runtime.sum(torch.from_numpy(found)).numpy()
 
     @property
     def _train(self) -> LabelledRows:
