@@ -73,7 +73,7 @@ class Task(Protocol):
         return []
 
     def save_outcomes(
-        self, runtime: Runtime, output: Path, step: int | None, **outcomes: np.ndarray
+        self, runtime: Runtime, output: Path, step: int | None, **outcomes: Any
     ) -> None:
         """Write an array per outcome, [n] over the examples, for experiments/significance.py.
 
@@ -81,14 +81,9 @@ class Task(Protocol):
         `score_key` and, if they are not 1, its denominators as "weights".
         """
         if runtime.is_main:
-            arrays: dict[str, Any] = {
-                "dev": self.dev_digest(),
-                "metric": self.score_key,
-                **outcomes,
-            }
             name = files.OUTCOMES.format(prefix="" if step is None else step)
             with files.atomic_file(output / name) as temporary, temporary.open("wb") as file:
-                np.savez_compressed(file, **arrays)
+                np.savez_compressed(file, dev=self.dev_digest(), metric=self.score_key, **outcomes)
 
 
 def load_bert(
