@@ -225,7 +225,7 @@ class TicketWriter:
         self.run, self.schedule, self.evaluator = run_, schedule, evaluator
         self.experiment = run_.experiment
         self.initial_sparsity = 0.0  # of the first round
-        self.tickets: list[Ticket] = []
+        self.tickets: list[Ticket] = []  # one per round, in order
         self.theta: dict[str, torch.Tensor] = {}  # theta_i, gamma_i of an interrupted run
         self._theta_file = run_.path / files.REWIND_WEIGHTS
         self._theta_digest: str | None = None
@@ -303,9 +303,8 @@ class TicketWriter:
 
     def publish(self, round_: int, score: float | None, time_left: float) -> None:
         """Write the index with the score of `round_`, remove old subnetworks, and print a line."""
-        for ticket in self.tickets:
-            if ticket.round == round_:  # this round has trained it
-                ticket.score = score
+        if round_:
+            self.tickets[round_ - 1].score = score  # this round has trained that mask
         if not self.experiment.runtime.is_main:
             return
         self._write_index()
@@ -320,9 +319,8 @@ class TicketWriter:
         write_tickets(self.run.path, task, seed, self.tickets)
 
     def _line(self, round_: int, score: float | None, time_left: float) -> str:
-        earlier = [ticket.sparsity for ticket in self.tickets if ticket.round <= round_]
-        trained = earlier[-1] if earlier else self.initial_sparsity
-        found = [ticket for ticket in self.tickets if ticket.round == round_ + 1]
+        trained = self.tickets[round_ - 1].sparsity if round_ else self.initial_sparsity
+        found = self.tickets[round_:]  # none after the last round
         pruned = "".join(f"  pruned to {t.sparsity:.1%}: {self.run.path / t.mask}" for t in found)
         scored = "" if score is None else f"  {self.experiment.task.score_key} {score:6.2f}"
         spent = format_duration(time.monotonic() - self._started)
