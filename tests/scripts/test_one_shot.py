@@ -59,11 +59,8 @@ def test_a_mask_ranks_the_weights_that_training_starts_from(folder, tmp_path, st
             folder, tmp_path / "out", "--dir", weight, "--mask_dir", files[1], "--seed", 11
         ),
     )
-    start = {
-        name.removesuffix(".weight_orig"): w
-        for name, w in steps[0]["weights"].items()
-        if name.endswith("_orig")
-    }
+    names = [key.removesuffix(masks.SUFFIX) for key in steps[0]["mask"]]
+    start = {name: steps[0]["weights"][f"{name}.weight"] for name in names}
     expected = criteria.magnitude(start, 0.7)
     assert all(torch.equal(mask[key], expected[key]) for key in expected)
     assert results(tmp_path / "out")[0]["mask_info"]["method"] == "omp"

@@ -240,10 +240,7 @@ def reload(model: BertTaskModel, folder: str) -> None:
             f"{folder}: {saved.untrained[0]} is missing; this checkpoint belongs to another task; "
             "leave out --eval_all_checkpoints, or give a run of this task"
         )
-    plain = saved.state_dict()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(plain[name.replace("weight_orig", "weight")])
+    masks.rewind(model, saved.state_dict())
 
 
 def draw_weights(model: BertTaskModel, seed: int, head_only: bool = False) -> None:

@@ -10,8 +10,6 @@ from utils.modeling.bert import BertTaskModel
 from utils.pruning import mask_files, masks
 from utils.pruning.origin import Origin, read_origin, write_origin
 
-Weights = dict[str, torch.Tensor]
-
 
 def save_pretrained(model: PreTrainedModel, tokenizer: BertTokenizer, folder: Path) -> None:
     """Write m * weights, configuration and vocabulary as a Hugging Face folder.
@@ -41,22 +39,16 @@ def _vocabulary_text(ids: dict[str, int]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def save_weights(weights: Weights, path: Path, origin: Origin, overwrite: bool = True) -> None:
-    """Write weights under their plain names, and their origin beside them; each file atomically.
+def save_weights(
+    weights: dict[str, torch.Tensor], path: Path, origin: Origin, overwrite: bool = True
+) -> None:
+    """Write weights to a torch file, and their origin beside it; each file atomically.
 
     Raises UserError without `overwrite` if the file has another content.
     """
-    plain = {
-        name.replace("weight_orig", "weight"): value.detach().cpu().contiguous()
-        for name, value in weights.items()
-    }
-    mask_files.save_tensors(plain, path, overwrite)
+    on_cpu = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    mask_files.save_tensors(on_cpu, path, overwrite)
     write_origin(path, origin)
-
-
-def match_names(weights: Weights, like: Weights) -> Weights:
-    """Rename plain names to those of `like`, which calls a masked matrix weight_orig."""
-    return {name: weights[name.replace("weight_orig", "weight")] for name in like}
 
 
 def load_initial_weights(

@@ -78,8 +78,9 @@ def prune_to(model: nn.Module, target: float, criterion: Criterion = criteria.ma
 
 
 def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return a copy of every parameter, theta and gamma; a `state_dict` aliases live weights."""
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    """Return a copy of every parameter, theta and gamma, by its name without masks."""
+    # a `state_dict` aliases the live weights
+    return {_plain_name(name): value.detach().clone() for name, value in model.named_parameters()}
 
 
 @torch.no_grad()
@@ -87,7 +88,11 @@ def rewind(model: nn.Module, theta: dict[str, torch.Tensor], prefix: str = "") -
     """Set every parameter with a name starting with `prefix` to its exact value in `theta`."""
     for name, parameter in model.named_parameters():
         if name.startswith(prefix):
-            parameter.copy_(theta[name])
+            parameter.copy_(theta[_plain_name(name)])
+
+
+def _plain_name(name: str) -> str:
+    return name.replace("weight_orig", "weight")
 
 
 def dense_state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -98,7 +103,7 @@ def dense_state(model: nn.Module) -> dict[str, torch.Tensor]:
         if key.endswith(SUFFIX) or value.data_ptr() in seen:
             continue
         seen.add(value.data_ptr())  # of the live tensor: a product below may reuse a freed address
-        name = key.replace("weight_orig", "weight")
+        name = _plain_name(key)
         product = value if name == key else value * model.get_buffer(name + "_mask")
         state[name] = product.detach().to("cpu").contiguous()
     return state
