@@ -86,7 +86,7 @@ class Task(Protocol):
                 np.savez_compressed(file, dev=self.dev_digest(), metric=self.score_key, **outcomes)
 
 
-def load_bert(
+def tokenizer_and_config(
     model: ModelConfig,
     lower_case: bool | None,
     classes: Sequence[str] = ("LABEL_0", "LABEL_1"),

@@ -18,7 +18,7 @@ from utils.modeling.attention import encode, pool
 from utils.modeling.bert import BertTaskModel, SequenceClassifier
 from utils.modeling.packing import Packed
 from utils.modeling.runtime import Runtime
-from utils.tasks.base import LabelledBatch, LabelledTask, load_bert
+from utils.tasks.base import LabelledBatch, LabelledTask, tokenizer_and_config
 from utils.tasks.metrics import glue_metrics
 
 
@@ -46,7 +46,7 @@ class GlueTask(LabelledTask):
         """Load tokenizer, configuration and the splits needed. Raises UserError."""
         spec = glue.find_spec(data.task_name)
         problem = "regression" if spec.labels is None else "single_label_classification"
-        tokenizer, config = load_bert(model, data.do_lower_case, spec.classes, problem)
+        tokenizer, config = tokenizer_and_config(model, data.do_lower_case, spec.classes, problem)
         texts = 2 if spec.text_b else 1
         bert.check_length(config, "--max_seq_length", data.max_seq_length, texts)
 

@@ -21,7 +21,7 @@ from utils.modeling.attention import encode
 from utils.modeling.bert import BertTaskModel, MaskedLanguageModel
 from utils.modeling.packing import Batch, pack, send
 from utils.modeling.runtime import Runtime
-from utils.tasks.base import Task, input_file, load_bert
+from utils.tasks.base import Task, input_file, tokenizer_and_config
 
 EVALUATION_SEED = 20  # every run evaluates on the same masks
 PREDICTED_MULTIPLE = 128  # of tokens that a bucketed batch predicts
@@ -144,7 +144,7 @@ class MlmTask(Task):
         """Load tokenizer, configuration and the texts needed. Raises UserError."""
         train_file = input_file(training, "do_train", data, "train_data_file")
         eval_file = input_file(training, "do_eval", data, "eval_data_file")
-        tokenizer, config = load_bert(model, None)
+        tokenizer, config = tokenizer_and_config(model, None)
         longest = min(512, config.max_position_embeddings)
         size = longest if data.block_size is None else data.block_size
         bert.check_length(config, "--block_size", size)

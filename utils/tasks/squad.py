@@ -20,7 +20,7 @@ from utils.modeling.bert import BertTaskModel, QuestionAnswerer
 from utils.modeling.packing import Packed
 from utils.modeling.runtime import Runtime
 from utils.tasks import squad_answers
-from utils.tasks.base import LabelledBatch, LabelledTask, input_file, load_bert
+from utils.tasks.base import LabelledBatch, LabelledTask, input_file, tokenizer_and_config
 
 Dev = tuple[list[SquadExample], SquadWindows]
 
@@ -50,7 +50,7 @@ class SquadTask(LabelledTask):
         """Load tokenizer, configuration and the windows of the files needed. Raises UserError."""
         train_file = input_file(training, "do_train", data, "train_file")
         dev_file = input_file(training, "do_eval", data, "predict_file")
-        tokenizer, config = load_bert(model, data.do_lower_case)
+        tokenizer, config = tokenizer_and_config(model, data.do_lower_case)
         bert.check_length(config, "--max_seq_length", data.max_seq_length, texts=2)
         v2, cache_dir = data.version_2_with_negative, model.cache_dir
         dataset: Any = None if data.from_files else hub.load_squad(data, v2, cache_dir)
