@@ -245,7 +245,10 @@ class TicketWriter:
         if self.tickets and self.experiment.runtime.is_main:
             self._write_index()
         if i and (round_ or state["step"] > i):
-            self.theta = self._load_theta(state.get("theta_digest"))
+            self.theta = mask_files.load_tensors(self._theta_file, "weight")
+            self._theta_digest = state.get("theta_digest")
+            if self._theta_digest not in (None, files.file_digest(self._theta_file)):
+                raise UserError(f"{self._theta_file}: not the weights that this run saved")
 
     def score(self, round_: int, step: int | None = None) -> float | None:
         """Evaluate the subnetwork at the end of `round_`, or at global `step` within it."""
@@ -335,10 +338,3 @@ class TicketWriter:
             origin, path = dataclasses.replace(self._origin(0.0), mode="rewound"), self._theta_file
             saving.save_weights(theta, path, origin)
             self._theta_digest = files.file_digest(path)
-
-    def _load_theta(self, digest: str | None) -> dict[str, torch.Tensor]:
-        weights = mask_files.load_tensors(self._theta_file, "weight")
-        if digest not in (None, files.file_digest(self._theta_file)):
-            raise UserError(f"{self._theta_file}: not the weights that this run saved")
-        self._theta_digest = digest
-        return weights
