@@ -57,6 +57,16 @@ def test_steps_runs_and_disk_of_a_list(tmp_path, tmp_path_factory, monkeypatch):
     assert rows(estimate.table(path, 1.0)) == found
 
 
+def test_a_new_bert_is_timed_without_a_model(tmp_path):
+    tiny.bert(tmp_path / "bert")
+    tiny.text(tmp_path / "text")
+    flags = ["--output_dir", tmp_path / "out", "--mlm", "--do_train", "--block_size", 24]
+    flags += ["--train_data_file", tmp_path / "text" / "en.train", "--max_steps", 10, "--no_cuda"]
+    flags += ["--config_name", tmp_path / "bert", "--tokenizer_name", tmp_path / "bert"]
+    path = listed(tmp_path / "a.list", line("LT_pretrain.py", *flags))
+    assert rows(estimate.table(path, 1.0))[0][:-4] == ["1", "LT_pretrain.py", "mlm", "1", "10"]
+
+
 @pytest.mark.parametrize(("limit", "models"), [([], 4), (["--save_total_limit", 1], 2)])
 def test_an_imp_run_leaves_a_model_a_round_and_its_masks(tmp_path, tmp_path_factory, limit, models):
     data = make_data(tmp_path_factory)

@@ -229,22 +229,24 @@ def test_accuracy_and_perplexity_are_over_the_masked_tokens(task, model, tmp_pat
         assert len(set(kept["weights"])) > 1 and str(kept["metric"]) == "accuracy"
 
 
-def test_a_subclass_may_weight_the_accuracy(task, model, tmp_path):
+def test_a_subclass_may_weight_the_accuracies_of_batches(task, model, tmp_path):
     class Weighted(MlmTask):
+        def logits(self, model, batch):
+            scores = F.one_hot(batch.targets, VOCAB).float()
+            scores[0] *= -1  # wrong once in each batch
+            return scores
+
         def _evaluation_batch_blocks(self, block_size):
             return 3
 
-        def _accuracy_weight(self, batch):
-            return batch.packed.ids.numel()
+        def _weights(self, batch):
+            return batch.packed.ids.numel(), 1
 
     weighted = Weighted(task.tokenizer, task.bert_config, 0.15, task.train, task.dev)
-    accuracies, sizes = [], []
-    for batch in weighted._evaluation_batches(RUNTIME, None):
-        with torch.no_grad():
-            hits = (task.logits(model, batch).argmax(-1) == batch.targets).sum().item()
-        accuracies.append(hits / len(batch.targets))
-        sizes.append(batch.packed.ids.numel())
-    assert max(sizes) == 3 * BLOCK
+    batches = list(weighted._evaluation_batches(RUNTIME, None))
+    accuracies = [1 - 1 / len(batch.targets) for batch in batches]
+    sizes = [batch.packed.ids.numel() for batch in batches]
+    assert max(sizes) == 3 * BLOCK and len(set(accuracies)) > 1 and len(set(sizes)) > 1
     expected = np.average(accuracies, weights=sizes)
     found = weighted.evaluate(model, RUNTIME, tmp_path, None)
     assert found["accuracy"] == pytest.approx(expected, rel=1e-6)
