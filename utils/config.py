@@ -11,21 +11,16 @@ from utils.errors import UserError
 LIMITS = {int: (f"> {-(2**31)}", f"< {2**31}"), float: ("> -1e35", "< 1e35")}
 
 
-def flag(
-    default: Any, text: str, *, bounds: str = "", kw_only: bool = False, **options: Any
-) -> Any:
+def flag(default: Any, text: str, *, bounds: str = "", **options: Any) -> Any:
     """Declare a dataclass field as a flag of the same name.
 
     `default`: `...` makes the flag required. `bounds`: as in "> 0" or ">= 1", joined by commas;
     every number is between those of LIMITS too, unless `bounds` has others.
     `options`: those of argparse, and `negation`, a flag that undoes it.
     """
+    default = dataclasses.MISSING if default is ... else default
     metadata = {"help": text, "bounds": bounds, "options": options}
-    return dataclasses.field(
-        default=dataclasses.MISSING if default is ... else default,
-        metadata=metadata,
-        kw_only=kw_only,
-    )
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def defaults(**values: Any) -> Any:
@@ -79,7 +74,7 @@ class ModelConfig:
         return source
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Source of a task's data: files or a dataset. A row is also a question or a block."""
 
@@ -89,14 +84,13 @@ class DataConfig:
         None,
         "without files: hub name or local folder (parquet, or from save_to_disk) of a dataset; "
         "left out, the hub's own for this task",
-        kw_only=True,
     )
-    dataset_config_name: str | None = flag(None, "configuration of that dataset", kw_only=True)
+    dataset_config_name: str | None = flag(None, "configuration of that dataset")
     max_train_samples: int | None = flag(
-        None, "train on the first N rows, for a quick trial", bounds=">= 1", kw_only=True
+        None, "train on the first N rows, for a quick trial", bounds=">= 1"
     )
     max_eval_samples: int | None = flag(
-        None, "evaluate on the first N rows of a set", bounds=">= 1", kw_only=True
+        None, "evaluate on the first N rows of a set", bounds=">= 1"
     )
 
     def __post_init__(self) -> None:
