@@ -5,6 +5,7 @@ import errno
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -58,28 +59,25 @@ class Split:
         """Name a row in a message; rows count from 0, as in `datasets`."""
         return f"{self.name} row {self.first + number}"
 
-    def batches(self, *columns: str) -> Iterator[list[list[Any]]]:
-        """Yield the values of the columns, for some rows at a time. Raises UserError."""
+    def read(self, *columns: str) -> Iterator[tuple[Any, ...]]:
+        """Yield the values of the columns, row by row. Raises UserError."""
         for name in columns:
             if name not in self.rows.column_names:
                 found = ", ".join(map(repr, self.rows.column_names))[:200]
                 raise UserError(f"{self.name}: has no column {name!r}, only {found}; rename one")
         try:
             for table in self.rows.with_format("arrow").iter(batch_size=_ROWS):
-                yield [table.column(name).to_pylist() for name in columns]
+                yield from zip(*(table.column(name).to_pylist() for name in columns), strict=True)
         except UnicodeDecodeError as error:
             raise UserError(f"{self.name}: a text is not UTF-8; write the file again") from error
 
-    def texts(self, column: str) -> Iterator[list[str]]:
-        """Yield the texts of a column, for some rows at a time. Raises UserError."""
-        number = 0
-        for (values,) in self.batches(column):
-            for value in values:
-                if not isinstance(value, str):
-                    kind = type(value).__name__
-                    raise UserError(f"{self.row(number)}: {column!r} is {kind}; give a text")
-                number += 1
-            yield values
+    def texts(self, column: str) -> Iterator[str]:
+        """Yield the texts of a column. Raises UserError."""
+        for number, (value,) in enumerate(self.read(column)):
+            if not isinstance(value, str):
+                kind = type(value).__name__
+                raise UserError(f"{self.row(number)}: {column!r} is {kind}; give a text")
+            yield value
 
 
 @dataclass(frozen=True)
@@ -198,8 +196,7 @@ def read_glue(spec: GlueSpec, dataset: Dataset, split: str) -> GlueExamples:
     texts: list[list[str]] = []
     labels: list[float] = []
     torn: list[int] = []
-    rows = (row for batch in found.batches(*columns) for row in zip(*batch, strict=True))
-    for number, (label, *row) in enumerate(rows):
+    for number, (label, *row) in enumerate(found.read(*columns)):
         if not all(isinstance(text, str) for text in row):
             if not spec.torn:
                 raise UserError(f"{found.row(number)}: {text_a} or {text_b} is no text; delete it")
@@ -239,8 +236,7 @@ def read_squad(dataset: Dataset, split: str, v2: bool) -> Questions:
     columns = ("id", "question", "context", "answers")
 
     def questions() -> Iterator[tuple[str, str, Any]]:
-        rows = (row for batch in found.batches(*columns) for row in zip(*batch, strict=True))
-        for number, (name, question, context, answers) in enumerate(rows):
+        for number, (name, question, context, answers) in enumerate(found.read(*columns)):
             listed = _answers(found.row(number), answers)
             entry = {"id": name, "question": question, "answers": listed}
             entry["is_impossible"] = listed == []
@@ -310,7 +306,7 @@ class _Lines:
 
     def __init__(self, split: Split) -> None:
         self.name = split.name
-        self._batches = split.texts("text")
+        self._texts = split.texts("text")
         self._buffer = io.BytesIO()
 
     def __enter__(self) -> "_Lines":
@@ -322,10 +318,10 @@ class _Lines:
     def read(self, size: int) -> bytes:
         """Return at most `size` bytes; b"" at the end."""
         while not (content := self._buffer.read(size)):
-            batch = next(self._batches, None)
-            if batch is None:
+            texts = list(itertools.islice(self._texts, _ROWS))
+            if not texts:
                 break
-            self._buffer = io.BytesIO("".join(f"{text}\n" for text in batch).encode())
+            self._buffer = io.BytesIO("".join(f"{text}\n" for text in texts).encode())
         return content
 
 
