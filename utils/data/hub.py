@@ -265,32 +265,29 @@ def _answers(where: str, value: Any) -> Any:
     return [{"text": text, "answer_start": at} for text, at in zip(texts, starts, strict=True)]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class HubText(Text):
     """The column `text` of a dataset: what a file would hold with a row on each line."""
 
-    split: Split | None = None
+    split: Split
 
     @classmethod
     def of(cls, split: Split, tokenizer: BertTokenizer, by_lines: bool, threads: int) -> "HubText":
         """Return the text of a split; its cache lies beside the Arrow files."""
         name = re.sub(r"\W+", "-", f"{split.name} {split.first} {len(split.rows)}").strip("-")
-        return cls(split.folder / name, tokenizer, by_lines, threads, split)
+        return cls(split.folder / name, tokenizer, by_lines, threads, split=split)
 
     @property
     def name(self) -> str:
         """Name of the split in messages."""
-        assert self.split is not None
         return self.split.name
 
     def open(self) -> Any:
         """Return the text as a binary stream."""
-        assert self.split is not None
         return _Lines(self.split)
 
     def state(self) -> dict[str, Any]:
         """Return the Arrow files' size, a digest of their sizes and times, and the rows."""
-        assert self.split is not None
         rows = self.split.rows
         found = [os.stat(file["filename"]) for file in rows.cache_files]
         stamps = json.dumps([(each.st_size, each.st_mtime_ns) for each in found])
@@ -301,19 +298,13 @@ class HubText(Text):
         }
 
 
-class _Lines:
+class _Lines(io.IOBase):
     """A binary stream of the rows of a column, one on a line."""
 
     def __init__(self, split: Split) -> None:
         self.name = split.name
         self._texts = split.texts("text")
         self._buffer = io.BytesIO()
-
-    def __enter__(self) -> "_Lines":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
 
     def read(self, size: int) -> bytes:
         """Return at most `size` bytes; b"" at the end."""
