@@ -7,13 +7,12 @@ Linear mode connectivity (Frankle et al. 2020; see barriers.py). Train a ticket 
 if __name__ == "__main__":
     import _root  # noqa: F401
 
-import dataclasses
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +43,7 @@ from utils.tasks.glue import GlueTask
 from utils.tasks.mlm import MlmTask
 from utils.tasks.squad import SquadTask
 
-Config = TypeVar("Config")
+TASKS: dict[str, Any] = {"mlm": (MlmTask, TextConfig), "squad": (SquadTask, SquadConfig)}
 
 
 def load_record(folder: Path) -> EvaluationRecord:
@@ -74,25 +73,18 @@ def check_pair(one: EvaluationRecord, other: EvaluationRecord) -> None:
         raise UserError(f"RUN_A and RUN_B differ in {problem}; {remedy}")
 
 
-def _config(kind: type[Config], arguments: dict[str, Any]) -> Config:
-    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    return kind(**{key: value for key, value in arguments.items() if key in names})
-
-
 def load_task(record: EvaluationRecord, folder: Path, runtime: Runtime) -> Task:
     """Return the task of a training with its development set, which has labels to train on."""
-    arguments, no_cuda = record.args, runtime.device.type == "cpu"
-    model = ModelConfig(model_name_or_path=str(folder), cache_dir=arguments.get("cache_dir"))
-    squad = record.task == "squad"
-    training = TrainingConfig(do_eval=True, do_train=squad, no_cuda=no_cuda)
-    rest = (model, training, OutputConfig(output_dir=str(folder)))
-    if record.task == "mlm":
-        return MlmTask.load(_config(TextConfig, arguments), *rest)
-    if squad:
-        changes = {"train_file": arguments["predict_file"]}
-        return SquadTask.load(_config(SquadConfig, arguments | changes), *rest)
-    task = GlueTask.load(_config(GlueConfig, arguments), *rest)
-    return replace(task, train=next(iter(task.dev.values())))
+    kind, config = TASKS.get(record.task, (GlueTask, GlueConfig))
+    names = {field.name for field in fields(config)}
+    data = {name: value for name, value in record.args.items() if name in names}
+    if kind is SquadTask:
+        data["train_file"] = data["predict_file"]
+    model = ModelConfig(model_name_or_path=str(folder), cache_dir=record.args.get("cache_dir"))
+    no_cuda = runtime.device.type == "cpu"
+    training = TrainingConfig(do_eval=True, do_train=kind is SquadTask, no_cuda=no_cuda)
+    task = kind.load(config(**data), model, training, OutputConfig(output_dir=str(folder)))
+    return replace(task, train=next(iter(task.dev.values()))) if kind is GlueTask else task
 
 
 @torch.no_grad()
