@@ -53,9 +53,8 @@ def count(
 
     Raises UserError for masks of different architectures.
     """
-    if {key: shape for key, (_, shape) in one.items()} != {
-        key: shape for key, (_, shape) in other.items()
-    }:
+    ours, theirs = ({key: shape for key, (_, shape) in mask.items()} for mask in (one, other))
+    if ours != theirs:
         what = " and ".join(map(str, paths))
         raise UserError(f"{what} are masks of different architectures; give masks of one model")
     rows = []
