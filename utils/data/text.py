@@ -101,12 +101,13 @@ class Text:
 
     def __post_init__(self) -> None:
         self._plain = self.tokenizer.backend_tokenizer
-        special = str(self._plain.encode_special_tokens)
+        parts = (self._plain.to_str(), str(self._plain.encode_special_tokens))
+        digests = b"".join(hashlib.sha256(part.encode()).digest() for part in parts)
         largest = max(self._plain.get_vocab(with_added_tokens=True).values())
         self.identity: dict[str, Any] = {
             "format": 2,
             "text": self.state(),
-            "tokenizer": _digest(self._plain.to_str().encode(), special.encode()),
+            "tokenizer": hashlib.sha256(digests).hexdigest()[:16],
             "by_lines": self.line_by_line,
             "dtype": "uint16" if largest < 1 << 16 else "int32",
         }
@@ -288,8 +289,3 @@ def _write(text: Text, file: BinaryIO) -> None:
     header = {"identity": text.identity, "ids": ids_count, "lines": lines, "digest": digest}
     file.seek(0)
     file.write(json.dumps(header).encode().ljust(HEADER_BYTES))
-
-
-def _digest(*parts: bytes) -> str:
-    digests = (hashlib.sha256(part).digest() for part in parts)
-    return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
