@@ -86,7 +86,9 @@ def ids_of(tokenizer, path) -> list[int]:
 
 
 def pieces_of(string: str, breaks=text.WORD_BREAKS) -> list[str]:
-    return [piece.decode() for _, piece in text.cut_pieces(io.BytesIO(string.encode()), breaks)]
+    file = io.BytesIO(string.encode())
+    chunks = iter(lambda: file.read(text.PIECE_BYTES), b"")
+    return [piece.decode() for _, piece in text.cut_pieces(chunks, breaks, "text")]
 
 
 def rows_of(blocks, numbers=None) -> list[list[int]]:

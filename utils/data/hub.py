@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import functools
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -173,7 +172,7 @@ def load_glue(spec: GlueSpec, data: DataConfig, cache_dir: str | None) -> Datase
     """Return the dataset of a GLUE task, by default from nyu-mll/glue. Raises UserError."""
     config = task_key(spec.name.removesuffix("-mm"))
     splits = tuple(_glue_split(spec, split) for split in spec.files)
-    return load(data, (GLUE, config), cache_dir, tuple(dict.fromkeys(splits)))
+    return load(data, (GLUE, config), cache_dir, splits)
 
 
 def _glue_split(spec: GlueSpec, split: str) -> str:
@@ -282,9 +281,12 @@ class HubText(Text):
         """Name of the split in messages."""
         return self.split.name
 
-    def open(self) -> Any:
-        """Return the text as a binary stream."""
-        return _Lines(self.split)
+    def chunks(self, size: int) -> Iterator[bytes]:
+        """Yield the rows, one on a line, in chunks of at most `size` bytes."""
+        texts = self.split.texts("text")
+        while rows := list(itertools.islice(texts, _ROWS)):
+            content = "".join(f"{text}\n" for text in rows).encode()
+            yield from (content[at : at + size] for at in range(0, len(content), size))
 
     def state(self) -> dict[str, Any]:
         """Return the Arrow files' size, a digest of their sizes and times, and the rows."""
@@ -296,24 +298,6 @@ class HubText(Text):
             "files": hashlib.sha256(stamps.encode()).hexdigest()[:16],
             "rows": [self.split.first, len(rows)],
         }
-
-
-class _Lines(io.IOBase):
-    """A binary stream of the rows of a column, one on a line."""
-
-    def __init__(self, split: Split) -> None:
-        self.name = split.name
-        self._texts = split.texts("text")
-        self._buffer = io.BytesIO()
-
-    def read(self, size: int) -> bytes:
-        """Return at most `size` bytes; b"" at the end."""
-        while not (content := self._buffer.read(size)):
-            texts = list(itertools.islice(self._texts, _ROWS))
-            if not texts:
-                break
-            self._buffer = io.BytesIO("".join(f"{text}\n" for text in texts).encode())
-        return content
 
 
 def load_text(data: TextConfig, cache_dir: str | None) -> dict[str, Split]:

@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,15 +127,17 @@ class Text:
             raise UserError(f"{self.path}: is empty; give a text")
         return {"bytes": size, "sha256": files.file_digest(self.path)}
 
-    def open(self) -> BinaryIO:
-        """Return the text as a binary stream."""
-        return self.path.open("rb")
+    def chunks(self, size: int) -> Iterator[bytes]:
+        """Yield the text in chunks of at most `size` bytes."""
+        with self.path.open("rb") as file:
+            while chunk := file.read(size):
+                yield chunk
 
     def tokenize(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield (bytes, WordPiece ids, WordPieces of each line) of the text's pieces in order."""
         breaks = LINE_BREAKS if self.line_by_line else WORD_BREAKS
-        with self.open() as file, ThreadPoolExecutor(self.threads) as pool:
-            pieces = cut_pieces(file, breaks)
+        pieces = cut_pieces(self.chunks(PIECE_BYTES), breaks, self.name)
+        with ThreadPoolExecutor(self.threads) as pool:
             while group := list(itertools.islice(pieces, 4 * self.threads)):  # bounds the memory
                 yield from pool.map(self._encode, group)
 
@@ -155,14 +157,16 @@ class Text:
         return len(content), ids, np.array(lengths, dtype=np.int64)
 
 
-def cut_pieces(file: BinaryIO, breaks: tuple[bytes, ...]) -> Iterator[tuple[int, bytes]]:
-    """Yield (first byte, content) of pieces of about PIECE_BYTES, each cut behind one of `breaks`.
+def cut_pieces(
+    chunks: Iterable[bytes], breaks: tuple[bytes, ...], name: str
+) -> Iterator[tuple[int, bytes]]:
+    """Yield (first byte, content) of pieces of about a chunk, each cut behind one of `breaks`.
 
-    Raises UserError if more than LONGEST_PIECE bytes have no break.
+    Raises UserError if more than LONGEST_PIECE bytes of the text `name` have no break.
     """
     start, piece = 0, b""
-    while block := file.read(PIECE_BYTES):
-        piece += block
+    for chunk in chunks:
+        piece += chunk
         cut = 1 + max(piece.rfind(each) for each in breaks)
         if cut:
             yield start, piece[:cut]
@@ -170,7 +174,7 @@ def cut_pieces(file: BinaryIO, breaks: tuple[bytes, ...]) -> Iterator[tuple[int,
         elif len(piece) > LONGEST_PIECE:
             kind = "space" if b" " in breaks else "line break"
             where = f"in {len(piece)} bytes from byte {start}"
-            raise UserError(f"{file.name}: no {kind} {where}; put line breaks into the text")
+            raise UserError(f"{name}: no {kind} {where}; put line breaks into the text")
     if piece:
         yield start, piece
 
