@@ -62,11 +62,10 @@ def load_record(folder: Path) -> EvaluationRecord:
 
 def check_pair(one: EvaluationRecord, other: EvaluationRecord) -> None:
     """Raise UserError unless two trainings differ in --data_seed alone."""
-    digests = [record.mask_sha256 for record in (one, other)]
     there, here = ({**record.args, "mask_dir": None} for record in (one, other))
     differing = differences(there, here, {})
-    if digests[0] != digests[1]:
-        differing.insert(0, f"mask {digests[0]} there, {digests[1]} here")
+    if one.mask_sha256 != other.mask_sha256:
+        differing.insert(0, f"mask {one.mask_sha256} there, {other.mask_sha256} here")
     if not differing or not all(item.startswith("--data_seed ") for item in differing):
         problem = summarize(differing) or "nothing"
         remedy = "train one ticket with two values of --data_seed"
