@@ -160,15 +160,15 @@ class CommandList:
         rows = f"--do_lower_case --max_seq_length {settings.length}"
         if task == "squad":
             data, rows = [], f"{rows} --doc_stride {settings.stride}"
-            files = {"train_file": "SQuAD/train-v1.1.json", "predict_file": "SQuAD/dev-v1.1.json"}
+            paths = {"train_file": "SQuAD/train-v1.1.json", "predict_file": "SQuAD/dev-v1.1.json"}
         elif task == "mlm":
             data, rows = ["--mlm"], f"--block_size {settings.length}"
-            files = {"train_data_file": "en.train", "eval_data_file": "en.valid"}
-            files = {flag: f"pretrain_data/{file}" for flag, file in files.items()}
+            texts = {"train_data_file": "en.train", "eval_data_file": "en.valid"}
+            paths = {flag: f"pretrain_data/{text}" for flag, text in texts.items()}
         else:
-            data, files = ["--task_name", name], {"data_dir": f"glue_data/{name}"}
-        for flag, file in files.items():
-            data += [f"--{flag}", str(self.data / file)] if self.data else []
+            data, paths = ["--task_name", name], {"data_dir": f"glue_data/{name}"}
+        for flag, path in paths.items():
+            data += [f"--{flag}", str(self.data / path)] if self.data else []
         model = ["--model_type", "bert", "--model_name_or_path", self.model]
         text = f"--do_train --do_eval --per_gpu_train_batch_size {settings.batch_size}"
         text += f" --learning_rate {settings.learning_rate:g} --seed {seed}"
