@@ -182,8 +182,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     text = "folder with glue_data, SQuAD and pretrain_data; left out, the data come from the hub"
     add("--data", type=Path, help=text)
     add("--out", type=Path, default=Path("runs"), help="folder for all output folders (ours)")
-    texts = {flag: text for flag, (_, _, text) in CHANGES.items()}
-    for flag, text in texts.items():
+    for flag, (_, _, text) in CHANGES.items():
         add(f"--{flag}", nargs="+", metavar="N|TASK=N", help=f"{text} (default: the preset's)")
     text = "sparsity at which to compare, 0 to 1 (default: the paper's)"
     add("--sparsity", nargs="+", metavar="S|TASK=S", help=text)

@@ -131,7 +131,7 @@ class TensorBoardEvents:
             if self._writer is None:
                 self._folder.mkdir(exist_ok=True)
                 # Not SummaryWriter: a full disk ends its thread, and its caller waits forever.
-                # its name has whole seconds only; a later process must not replace the file
+                # the file's name has whole seconds only; a later process must not replace it
                 self._writer = EventsWriter(str(self._folder / "events"), f".{time.time_ns()}")
             self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
             self._writer.flush()
