@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 COUNTS = ["both", "first", "second"]  # weights kept by both masks, by the first, by the second
+COLUMNS = ["layer", "kind", "size", *COUNTS]
 Bits = tuple[np.ndarray, tuple[int, ...]]  # uint8, one bit per weight; the shape of the matrix
 
 
@@ -49,7 +50,7 @@ def bits(mask: Mapping[str, "torch.Tensor"]) -> dict[str, Bits]:
 def count(
     one: Mapping[str, Bits], other: Mapping[str, Bits], paths: tuple[Path, Path]
 ) -> pd.DataFrame:
-    """Return layer, kind, size and COUNTS in a row per matrix of the masks in two files.
+    """Return COLUMNS in a row per matrix of the masks in two files.
 
     Raises UserError for masks of different architectures.
     """
@@ -62,7 +63,7 @@ def count(
         b = other[key][0]
         kept = [int(np.bitwise_count(each).sum()) for each in (a & b, a, b)]
         rows.append((*part_of(key), math.prod(shape), *kept))
-    return pd.DataFrame(rows, columns=["layer", "kind", "size", *COUNTS])
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def check(table: pd.DataFrame) -> None:

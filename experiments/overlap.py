@@ -14,14 +14,13 @@ from typing import Any
 import pandas as pd
 
 from experiments import geometry, markup, paper
-from experiments.geometry import COUNTS, Bits, bits, cosine, count, iou
+from experiments.geometry import COLUMNS, Bits, bits, cosine, count, iou
 from experiments.markup import Layout, Table
 from experiments.results import Cell, most_common, rewinding_label
 from utils import cli, files, schema
 from utils.errors import UserError
 from utils.pruning.origin import Origin
 
-COLUMNS = ["layer", "kind", "size", *COUNTS]
 Measure = Callable[[pd.DataFrame], float]  # of a table of `count`
 MEASURES: dict[str, Measure] = {  # column -> measure
     "shared (IoU), %": lambda table: iou(*geometry.observed(table)),
