@@ -29,13 +29,9 @@ VALIDATION_PERCENT = 5.0  # of the training rows, if a text has no validation sp
 
 _ROWS = 1000  # read at a time
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-_MNLI = ("entailment", "neutral", "contradiction")
-_CLASSES = {"mnli": _MNLI, "mnli-mm": _MNLI}  # in the order of nyu-mll/glue, if not in the task's
-_TEXTS = {
-    "mnli": ("premise", "hypothesis"),
-    "mnli-mm": ("premise", "hypothesis"),
-    "mrpc": ("sentence1", "sentence2"),
-}
+_MNLI = ("mnli", "mnli-mm")
+_CLASSES = dict.fromkeys(_MNLI, ("entailment", "neutral", "contradiction"))  # of nyu-mll/glue
+_TEXTS = dict.fromkeys(_MNLI, ("premise", "hypothesis")) | {"mrpc": ("sentence1", "sentence2")}
 
 
 @dataclass(frozen=True)
