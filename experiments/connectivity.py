@@ -28,7 +28,8 @@ from utils.config import (
     TextConfig,
     TrainingConfig,
 )
-from utils.data.rows import batches_by_length
+from utils.data.rows import LabelledRows, batches_by_length
+from utils.data.squad_windows import make_windows
 from utils.errors import UserError
 from utils.modeling import bert
 from utils.modeling.bert import BertTaskModel
@@ -77,12 +78,13 @@ def load_task(record: EvaluationRecord, folder: Path, runtime: Runtime) -> Task:
     kind, config = TASKS.get(record.task, (GlueTask, GlueConfig))
     names = {field.name for field in fields(config)}
     data = {name: value for name, value in record.args.items() if name in names}
-    if kind is SquadTask:
-        data["train_file"] = data["predict_file"]
     model = ModelConfig(model_name_or_path=str(folder), cache_dir=record.args.get("cache_dir"))
-    no_cuda = runtime.device.type == "cpu"
-    training = TrainingConfig(do_eval=True, do_train=kind is SquadTask, no_cuda=no_cuda)
+    training = TrainingConfig(do_eval=True, no_cuda=runtime.device.type == "cpu")
     task = kind.load(config(**data), model, training, OutputConfig(output_dir=str(folder)))
+    if isinstance(task, SquadTask):
+        assert task.dev is not None, "loaded with do_eval"
+        windows = make_windows(task.dev[0], task.tokenizer, task.config, training=True)
+        return replace(task, train=LabelledRows(windows.rows, windows.labels))
     return replace(task, train=next(iter(task.dev.values()))) if kind is GlueTask else task
 
 
@@ -90,7 +92,10 @@ def load_task(record: EvaluationRecord, folder: Path, runtime: Runtime) -> Task:
 def dev_loss(
     task: Task, model: BertTaskModel, runtime: Runtime, metrics: dict[str, float]
 ) -> float:
-    """Return the mean loss over the development set, given its metrics."""
+    """Return the mean loss over the development set, given its metrics.
+
+    SQuAD: without the questions that a training leaves out.
+    """
     if not isinstance(task, LabelledTask):
         return math.log(metrics["perplexity"])  # over fixed masks
     model.eval()

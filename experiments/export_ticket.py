@@ -20,6 +20,8 @@ FOUND_BY = {
     "imp": "iterative magnitude pruning",
     "omp": "one-shot magnitude pruning",
     "random": "a random draw",
+    "layerwise": "one-shot magnitude pruning of each matrix",
+    "shuffled": "a permutation of another mask within each matrix",
 }
 REWINDS = {
     "theta_i": "rewinding",

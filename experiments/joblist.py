@@ -39,7 +39,7 @@ ENDED = re.compile(r"joblist: (\w+) after (\d+) s")  # the last line of an attem
 class Job:
     """One command of a list: a run in a folder, or a mask or weights made in one shot.
 
-    Raises ValueError for an open quotation mark.
+    Raises ValueError for an open quotation mark, or if no word is left.
     """
 
     def __init__(self, line: int, stage: int, text: str, log: Path) -> None:
@@ -47,6 +47,8 @@ class Job:
         self.state = "to come"
         given = [os.path.expanduser(word) for word in shlex.split(os.path.expandvars(text))]
         words = [part for word in given for part in word.split("=", word.startswith("--"))]
+        if not words:
+            raise ValueError("its variables are empty")
         at = next((at for at, word in enumerate(words) if word.endswith(".py")), 0)
         self.script, self.words = words[at], words[at + 1 :]
         self.paths = {path for word in words for path in (Path(word), *Path(word).parents)}
@@ -123,8 +125,8 @@ class Job:
 def read(path: Path) -> list[Job]:
     """Return the commands of a list: lines except comments (#); "# stage N" begins a stage.
 
-    Raises UserError for an unreadable or empty list, open quotation marks, a shared output, or a
-    list that is for the repository's root, run elsewhere.
+    Raises UserError for an unreadable or empty list, a malformed line, a shared output, or a list
+    that is for the repository's root, run elsewhere.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -141,7 +143,7 @@ def read(path: Path) -> list[Job]:
             try:
                 jobs.append(Job(number, stage, text, logs / f"{number:04d}.log"))
             except ValueError as error:
-                raise UserError(f"{path}, line {number}: {error}; correct the quotes") from error
+                raise UserError(f"{path}, line {number}: {error}; correct the line") from error
     if not jobs:
         raise UserError(f"{path}: no command in it; make a list with experiments/plan.py")
     _check(path, jobs)

@@ -102,9 +102,9 @@ def layout_of(tasks: list[str] | None, sparsity: float | None, with_paper: bool)
 
     Raises UserError for an unknown task or a sparsity out of range.
     """
-    if sparsity is not None and not 0 < sparsity < 1:
-        raise UserError(f"--sparsity {sparsity:g} must be between 0 and 1, such as 0.7")
     percent = None if sparsity is None else round(100 * sparsity, 1)
+    if percent is not None and not 0 < percent < 100:
+        raise UserError(f"--sparsity {sparsity:g} must be between 0.001 and 0.999, such as 0.7")
     return Layout(paper.task_keys(tasks), with_paper, percent, named=bool(tasks))
 
 

@@ -137,6 +137,7 @@ def test_squad_and_mlm_have_lines_too(folder, script):
             *("--train_file", folder / "SQuAD" / "train-v1.1.json"),
             *("--predict_file", folder / "SQuAD" / "dev-v1.1.json"),
             *("--do_lower_case", "--max_seq_length", 48, "--doc_stride", 16),
+            *("--max_train_samples", 3),
         ],
         "pretrain_trans.py": [
             *("--mlm", "--train_data_file", folder / "text" / "en.train"),
@@ -147,6 +148,13 @@ def test_squad_and_mlm_have_lines_too(folder, script):
         words = ["--output_dir", folder / f"{script}{order}", "--data_seed", order, "--no_cuda"]
         words += ["--model_name_or_path", folder / "bert", "--max_steps", 4, "--dir", "pre"]
         done(script, *words, *data, "--do_train", "--do_eval", "--per_gpu_train_batch_size", 4)
+    if script == "squad_trans.py":  # the loss is over the development set, whatever was trained on
+        run_a, runtime = (
+            folder / f"{script}1",
+            start_runtime(TrainingConfig(do_eval=True, no_cuda=True)),
+        )
+        task = connectivity.load_task(connectivity.load_record(run_a), run_a, runtime)
+        assert task.train_rows == task.dev_rows > 3
     rows = line(folder, f"{script}1", f"{script}2")
     for row, order in ((rows[0], 1), (rows[-1], 2)):
         (trained,) = results(folder / f"{script}{order}")

@@ -10,6 +10,7 @@ from results_tree import mask_info, small_mask
 from torch.nn.utils import prune
 from transformers import BertConfig, BertModel, BertTokenizer
 
+import oneshot
 from experiments import export_ticket
 from utils.errors import UserError
 from utils.pruning import mask_files, masks
@@ -92,6 +93,12 @@ def test_the_card_says_where_the_ticket_comes_from(model, exported):
         "13 weight matrices",
     ):
         assert line in text
+
+
+@pytest.mark.parametrize("method", oneshot.METHODS.values())
+def test_the_card_names_the_method_of_every_mask(method):
+    text = export_ticket.card(Origin(method=method, sparsity=0.5), "ticket", "bert", 73, "")
+    assert "mask found by" in text and "unrecorded" not in text
 
 
 def test_the_snippet_of_the_card_trains_under_the_mask(exported, monkeypatch):

@@ -152,11 +152,13 @@ def test_one_command_of_a_stage(workplace, capfd):
     [
         (["# only notes"], "no command in it"),
         (["python 'x"], "line 1: No closing quotation"),
+        (["$EMPTY"], "line 1: its variables are empty"),
         (["a --output_dir o", "b --output_dir o"], "line 1: another line writes to o too"),
         (["a --output_dir o", "b --output_dir=o"], "line 1: another line writes to o too"),
     ],
 )
-def test_lists_that_cannot_run(workplace, lines, message):
+def test_lists_that_cannot_run(workplace, lines, message, monkeypatch):
+    monkeypatch.setenv("EMPTY", "")
     with pytest.raises(UserError, match=message):
         joblist.main([str(write_list(workplace, *lines))])
 

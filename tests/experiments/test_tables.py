@@ -500,7 +500,12 @@ def test_no_paper_leaves_out_its_numbers(stsb, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"), [(["--tasks", "XY"], "'XY' is no task"), (["--sparsity", "70"], "0.7")]
+    ("words", "message"),
+    [
+        (["--tasks", "XY"], "'XY' is no task"),
+        (["--sparsity", "70"], "0.7"),
+        (["--sparsity", "0.0004"], "0.001"),
+    ],
 )
 def test_bad_flags_are_named(stsb, words, message):
     with pytest.raises(UserError, match=message):

@@ -57,6 +57,11 @@ class SquadWindows:
         """The windows as token rows."""
         return Rows(self.ids, self.types, self.starts)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """First and last token of the answers, int32 [2, W]."""
+        return np.stack([self.start, self.end])
+
 
 def load(
     questions: Questions,

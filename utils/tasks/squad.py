@@ -66,7 +66,7 @@ class SquadTask(LabelledTask):
         train = dev = None
         if training.do_train:
             _, windows = read(train_file, "train", data.max_train_samples)
-            train = LabelledRows(windows.rows, np.stack([windows.start, windows.end]))
+            train = LabelledRows(windows.rows, windows.labels)
         if training.do_eval:
             dev = read(dev_file, "validation", data.max_eval_samples)
         return cls(data, tokenizer, config, train, dev)
