@@ -245,10 +245,11 @@ class TicketWriter:
         if self.tickets and self.experiment.runtime.is_main:
             self._write_index()
         if i and (round_ or state["step"] > i):
-            self.theta = mask_files.load_tensors(self._theta_file, "weight")
+            theta = mask_files.load_tensors(self._theta_file, "weight")
             self._theta_digest = state.get("theta_digest")
             if self._theta_digest not in (None, files.file_digest(self._theta_file)):
                 raise UserError(f"{self._theta_file}: not the weights that this run saved")
+            self.theta = {name: theta[name] for name, _ in masks.parameters(self.experiment.model)}
 
     def score(self, round_: int, step: int | None = None) -> float | None:
         """Evaluate the subnetwork at the end of `round_`, or at global `step` within it."""

@@ -7,6 +7,7 @@ fraction that is False.
 
 import hashlib
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -77,18 +78,24 @@ def prune_to(model: nn.Module, target: float, criterion: Criterion = criteria.ma
     assign(model, criterion(weights(model), target, kept))
 
 
+def parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield every parameter, theta and gamma, with its name in a model without masks."""
+    for name, parameter in model.named_parameters():
+        yield _plain_name(name), parameter
+
+
 def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return a copy of every parameter, theta and gamma, by its name without masks."""
+    """Return a copy of every parameter by its name in a model without masks."""
     # a `state_dict` aliases the live weights
-    return {_plain_name(name): value.detach().clone() for name, value in model.named_parameters()}
+    return {name: parameter.detach().clone() for name, parameter in parameters(model)}
 
 
 @torch.no_grad()
 def rewind(model: nn.Module, theta: dict[str, torch.Tensor], prefix: str = "") -> None:
     """Set every parameter with a name starting with `prefix` to its exact value in `theta`."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters(model):
         if name.startswith(prefix):
-            parameter.copy_(theta[_plain_name(name)])
+            parameter.copy_(theta[name])
 
 
 def _plain_name(name: str) -> str:
