@@ -35,6 +35,7 @@ import torch  # noqa: E402
 import LT_glue  # noqa: E402, F401
 from tests import launch, tiny  # noqa: E402
 from utils import files  # noqa: E402
+from utils.runs.records import read_owner  # noqa: E402
 
 LONGEST = 600  # seconds that a run may take before it counts as hung
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -197,7 +198,7 @@ class Trial:
         kills = 0
         while True:
             self.resumed += any((self.work / "out").glob(f"{files.STATE}-*-*-*.pt"))
-            end = self._disturbed() if kills < most else start(self.command, self.work, 10)
+            end = self._disturbed() if kills < most else start(self._command(), self.work, 10)
             if end.code != -signal.SIGKILL:
                 break
             kills += 1
@@ -208,18 +209,27 @@ class Trial:
         self.same += not wrong
         self.wrong += [f"{self.name}, run {self.runs} ({kills} kills): {what}" for what in wrong]
 
+    def _finished(self) -> bool:
+        owner = read_owner(self.work / "out")
+        return owner is not None and owner.finished
+
+    def _command(self) -> list:
+        """Return the command; if a kill came after its end, without the flag that repeats it."""
+        repeats = "--overwrite_output_dir" if self._finished() else None
+        return [word for word in self.command if word != repeats]
+
     def _disturbed(self) -> End:
-        minutes = self.draw.choice([0, 0, 0.001, 10])
+        command, minutes = self._command(), self.draw.choice([0, 0, 0.001, 10])
         if self.draw.random() < 0.5:
-            return start(self.command, self.work, minutes, after=self.draw.uniform(0, self.seconds))
+            return start(command, self.work, minutes, after=self.draw.uniform(0, self.seconds))
         operation = self.draw.randint(1, self.operations)
-        end = start(self.command, self.work, minutes, at_operation=operation)
+        end = start(command, self.work, minutes, at_operation=operation)
         self.at_operations += end.code == -signal.SIGKILL
         return end
 
     def _append_half_a_row(self) -> None:
         results = self.work / "out" / files.RESULTS
-        if results.exists() and self.draw.random() < 0.3:
+        if results.exists() and not self._finished() and self.draw.random() < 0.3:
             with open(results, "ab") as file:
                 file.write(b'{"task": "mrpc", "metrics": {"acc": 0.5')
 
