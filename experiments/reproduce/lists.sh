@@ -12,16 +12,22 @@ plan() {  # STUDY, the words of plan.py
     python experiments/plan.py "$@" --data "$data" --out "runs/$study" --flags '--bf16 --logging_steps 0'
 }
 glue() {  # WHAT, more words: the recipe of the GLUE tasks (batches of 8, see RESULTS.md)
-    plan "$study" "$@" --tasks "${tasks[@]}" --model "$model" --batch 8 --lr "$rate" \
-        --steps CoLA=1069 RTE=622 WNLI=160 MRPC=459 STS-B=720 SST-2=1500
+    plan "$study" "$@" --tasks "${tasks[@]}" --model "$model" --batch 8 --lr "$rate" --steps "${steps[@]}"
+}
+settle() {  # NAME: the full network alone
+    study=settle/$1
+    glue table4 --seeds 1 | grep -e '^#' -e pre.full > "$lists/settle-$1.list"
 }
 
 tasks=(CoLA RTE WNLI MRPC STS-B SST-2)
-for rate in 5e-5 1e-4 2e-4; do  # the full network alone
-    study=settle/$rate
-    glue table4 --seeds 1 | grep -e '^#' -e pre.full > "$lists/settle-$rate.list"
-done
-study=glue rate=1e-4
+steps=(CoLA=1069 RTE=622 WNLI=160 MRPC=459 STS-B=720 SST-2=1500)  # one epoch; SST-2: a fifth
+for rate in 5e-5 1e-4 2e-4; do settle "$rate"; done
+tasks=(CoLA RTE) steps=(CoLA=3207 RTE=1866) rate=1e-4  # three epochs
+settle 1e-4-epochs3
+
+study=glue
+tasks=(CoLA RTE WNLI MRPC STS-B SST-2)
+steps=(CoLA=3207 RTE=622 WNLI=160 MRPC=459 STS-B=720 SST-2=1500)
 glue table2 --seeds 3 --mask_seeds 2 --imp_to 0.7 --sparsity 0.5 --controls all > "$lists/table2-50.list"
 glue table2 --seeds 3 --mask_seeds 2 --imp_to 0.7 --sparsity 0.3 --controls all --shuffles > "$lists/table2-30.list"
 glue figure2 --seeds 1 --imp_to 0.7 --sparsity 0.5 > "$lists/figure2.list"
