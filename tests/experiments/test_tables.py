@@ -135,6 +135,12 @@ def test_a_task_that_the_paper_does_not_have_shows_no_number_of_the_paper(tmp_pa
     assert {texts[1] for texts in table.texts("{}") if texts[0] == "  paper"} == {"-"}
 
 
+@pytest.mark.parametrize("name", ["My_Task", "my-task", "mytask"])
+def test_a_task_with_an_underscore_is_found_in_any_spelling(monkeypatch, name):
+    monkeypatch.setitem(paper.NAMES, "my_task", "My_Task")
+    assert paper.task_keys([name]) == ("my_task",)
+
+
 def test_a_tie_wins_in_spite_of_float_rounding():
     ticket, full = Cell(0.7, 0.1, 5), Cell(0.8, 0.0, 5)
     assert ticket.mean + ticket.std < full.mean and builders.wins(ticket, full, "ticket")
