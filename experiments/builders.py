@@ -209,7 +209,7 @@ def figure_rewind(found: Results, layout: Layout) -> Table:
     title = f"{what}, less the full network's score"
     table = layout.table("figure_rewind", title, "source, rewound to \\ target", digits=2)
     rewound = set(found.rows["init_task"][found.rows["init"] == "rewound"])
-    for source in (task for task in paper.TASKS if task in rewound):
+    for source in (task for task in paper.NAMES if task in rewound):
         wanted: dict[str, Any] = {"percent": percent, "source_task": source}
         for point in ["0", *_rewindings(found)]:
             if point != "0":

@@ -261,24 +261,26 @@ def test_the_papers_figure2_under_the_same_rule():
     assert [cell.dark for cell in dict(table.rows)["SQuAD"][:11]].count(True) == 5
 
 
-def test_transfer_of_rewound_subnetworks(tmp_path):
+@pytest.mark.parametrize(("source", "name"), [("mlm", "MLM"), ("mine", "Mine")])
+def test_transfer_of_rewound_subnetworks(tmp_path, monkeypatch, source, name):
+    monkeypatch.setitem(paper.NAMES, "mine", "Mine")
     rewound = {
         "mode": "rewound",
         "seed": 1,
-        "task": "mlm",
+        "task": source,
         "rewind_steps": 5,
         "rewind_fraction": 0.05,
     }
-    rows = trainings("rte", [60.0]) + trainings("rte", [58.0], imp("mlm", 0.7))
+    rows = trainings("rte", [60.0]) + trainings("rte", [58.0], imp(source, 0.7))
     rows += trainings(
-        "rte", [57.0], imp("mlm", 0.7, fraction=0.05), init="rewound", init_info=rewound
+        "rte", [57.0], imp(source, 0.7, fraction=0.05), init="rewound", init_info=rewound
     )
-    not_its_own = imp("mlm", 0.7, fraction=0.2)  # theta_i of 5 % with the mask of 20 %: in no row
+    not_its_own = imp(source, 0.7, fraction=0.2)  # theta_i of 5 % with the mask of 20 %: in no row
     rows += trainings("rte", [11.0], not_its_own, init="rewound", init_info=rewound)
     write_rows(tmp_path, rows)
     table = builders.figure_rewind(results.read(tmp_path), layout("rte"))
-    got = {name: markup.show(entries[0], 2) for name, entries in table.rows}
-    assert got == {"MLM, 0 %": "-2.00 (1)", "MLM, 5 %": "-3.00 (1)"}
+    got = {label: markup.show(entries[0], 2) for label, entries in table.rows}
+    assert got == {f"{name}, 0 %": "-2.00 (1)", f"{name}, 5 %": "-3.00 (1)"}
 
 
 def test_score_against_sparsity(stsb):
