@@ -31,6 +31,7 @@ KINDS = {  # of networks -> source of the mask, initial weights
     "IMP, random weights": ("imp", "rand"),
     "IMP, layers shuffled": ("imp", "layers"),
     "IMP, elements shuffled": ("imp", "elements"),
+    "IMP, noise added": ("imp", "noise"),  # ours
 }
 SUBNETWORKS = [kind for kind in KINDS if kind != FULL]
 KEY = [  # columns that identify a score; see `describe`

@@ -8,9 +8,11 @@ import pytest
 from built_tables import built, imp, layout, run, shown, under
 from results_tree import OMP_INFO, mask_info, row, save_mask, small_mask, trainings, write_rows
 
+import oneshot
 from experiments import builders, markup, overlap, paper, results, tables, verdict
 from experiments.results import Cell
 from utils.errors import UserError
+from utils.pruning import perturbation
 
 
 @pytest.fixture
@@ -58,11 +60,13 @@ def test_table2_means_deviations_and_seeds(stsb):
 
 def test_our_controls_have_rows_if_they_were_run(stsb):
     labels = ["layer-wise one-shot, ours", "IMP, shuffled within matrices, ours"]
+    labels.append("IMP, noise added, ours")
     table = builders.table2(results.read(stsb), layout("sts-b"))
     assert not {name for name, _ in table.rows} & set(labels)
     even = {"method": "layerwise", "task": None, "weight": "pre", "sparsity": 0.5}
     drawn = even | {"weight": "rand"}
     rows = trainings("sts-b", [60.0, 62.0], lambda seed: even | {"seed": seed})
+    rows += trainings("sts-b", [7.0], imp("sts-b", 0.5), init="noise")
     rows += trainings("sts-b", [1.0], lambda seed: drawn | {"seed": seed})
     for source, score in (("a", 50.0), ("b", 54.0)):  # two tickets shuffled with one seed
 
@@ -77,8 +81,14 @@ def test_our_controls_have_rows_if_they_were_run(stsb):
     found = results.read(stsb)
     table = builders.table2(found, layout("sts-b"))
     cells = [shown(table, label, "STS-B") for label in labels]
-    assert cells == ["61.0 ± 1.4 (2)", "52.0 ± 2.8 (2)"]
+    assert cells == ["61.0 ± 1.4 (2)", "52.0 ± 2.8 (2)", "7.0 (1)"]
     assert found.notices == []
+
+
+def test_all_masks_and_weights_that_the_scripts_make_have_a_row_in_table_2():
+    sources, inits = map(set, zip(*results.KINDS.values(), strict=True))
+    assert set(oneshot.METHODS.values()) <= sources and perturbation.MODES.keys() <= inits
+    assert builders.TABLE2.keys() == set(results.SUBNETWORKS)
 
 
 def test_trainings_with_a_data_order_of_their_own_are_in_no_table(stsb):
