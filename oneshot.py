@@ -11,7 +11,7 @@ from utils import cli, files
 from utils.config import ModelConfig, flag
 from utils.errors import UserError
 
-METHODS = {  # --method -> method of the mask's origin
+METHODS = {  # --method, a function in utils/pruning/criteria.py -> method of the mask's origin
     "magnitude": "omp",
     "random": "random",
     "layerwise": "layerwise",
@@ -36,13 +36,14 @@ class Config:
     )
     rate: float | None = flag(
         None,
-        "sparsity of the mask, from 0 to below 1; with --method shuffle, the mask's own",
+        "sparsity of the mask, from 0 to below 1; --method shuffle keeps that of --mask_dir",
         bounds=">= 0, < 1",
     )
     method: str = flag(
         "magnitude",
-        "drop the smallest weights over all matrices or (layerwise; ours) of each matrix, or "
-        "random weights, or (shuffle; ours) permute --mask_dir within each matrix",
+        "magnitude: drop the smallest weights of all matrices together; random: random weights; "
+        "layerwise: the smallest of each matrix (ours); shuffle: permute --mask_dir within each "
+        "matrix (ours)",
         choices=list(METHODS),
     )
     mask_dir: str | None = flag(None, "mask file (or exported ticket) to shuffle (ours)")
@@ -59,11 +60,9 @@ class Config:
     overwrite: bool = flag(False, "replace a file that differs (ours)")
 
     def __post_init__(self) -> None:
-        shuffles = self.method == "shuffle"
-        if (self.mask_dir is not None) != shuffles:
-            raise UserError("--method shuffle needs --mask_dir, and no other method has it")
-        if (self.rate is None) != shuffles:
-            raise UserError("give --rate, but with --method shuffle leave it out: it is the mask's")
+        needed, unused = ("mask_dir", "rate") if self.method == "shuffle" else ("rate", "mask_dir")
+        if getattr(self, needed) is None or getattr(self, unused) is not None:
+            raise UserError(f"--method {self.method} needs --{needed} and does not use --{unused}")
 
 
 def main() -> None:
@@ -90,10 +89,8 @@ def main() -> None:
         origin = replace(given.origin or Origin(), seed=seed, shuffled_from=given.sha256)
     elif config.method == "random":
         mask = criteria.random(masks.shapes(model), rate, seed)
-    elif config.method == "layerwise":
-        mask = criteria.layerwise(masks.weights(model), rate)
-    else:
-        mask = criteria.magnitude(masks.weights(model), rate)
+    else:  # a criterion of that name
+        mask = getattr(criteria, config.method)(masks.weights(model), rate)
 
     name = f"{config.weight}_{config.model}_{config.rate or round(masks.sparsity(mask), 4)}"
     name += "" if config.method == "magnitude" else f"_{config.method}"

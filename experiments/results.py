@@ -39,7 +39,6 @@ KEY = [  # columns that identify a score; see `describe`
     *("source", "source_task", "source_seed", "shuffled_from", "rewinding", "as_released"),
 ]
 OF_IMP = ("imp", "shuffled")  # sources of masks that IMP found on a task
-NO_TASK = ("omp", "layerwise")  # sources of masks that rank theta_0, or with _rand theta_0'
 
 FLAGS = (
     *("model_name_or_path", "config_name", "learning_rate", "warmup_steps", "weight_decay"),
@@ -175,9 +174,10 @@ def describe(record: EvaluationRecord) -> dict[str, Any]:
     """Return KEY, recipe and score of a row."""
     init, mask, args = record.init_info or Origin(), record.mask_info or Origin(), record.args
     source = mask.method or ("unknown" if record.mask else "")
-    source_seed = None if source in NO_TASK else mask.seed
-    if source in NO_TASK and mask.weight == "rand":
-        source += "_rand"
+    ranks_theta_0 = mask.method not in (None, "random", *OF_IMP)  # with any seed
+    source_seed = None if ranks_theta_0 else mask.seed
+    if ranks_theta_0 and mask.weight == "rand":
+        source += "_rand"  # it ranks theta_0'
     if record.method == "imp" and mask == Origin():  # IMP's first round, still without a mask
         steps = args.get("rewind_steps")  # if i > 0, this is no training of theta_0
         later = max(0.01, steps / max(1, record.step)) if steps else 0.0

@@ -85,6 +85,14 @@ def test_our_controls_have_rows_if_they_were_run(stsb):
     assert found.notices == []
 
 
+def test_a_new_one_shot_criterion_needs_no_more_than_a_kind(tmp_path, monkeypatch):
+    monkeypatch.setitem(results.KINDS, "new", ("new", "pre"))
+    for weight, score in (("pre", 60.0), ("rand", 1.0)):
+        info = OMP_INFO | {"method": "new", "weight": weight, "sparsity": 0.5}
+        write_rows(tmp_path / weight, [row("rte", score, 1, info)])
+    assert results.read(tmp_path).cell("rte", "new", 50.0) == Cell(60.0, None, 1)
+
+
 def test_all_masks_and_weights_that_the_scripts_make_have_a_row_in_table_2():
     sources, inits = map(set, zip(*results.KINDS.values(), strict=True))
     assert set(oneshot.METHODS.values()) <= sources and perturbation.MODES.keys() <= inits
