@@ -100,8 +100,9 @@ def card(origin: Origin, name: str, model: str, matrices: int, scores: str) -> s
         "sha256 of the mask": origin.mask_sha256,
     }
     metadata = {"base_model": None if Path(model).exists() else model}
-    if origin.task in SPECS:
-        metadata |= {"datasets": hub_data.GLUE, "metrics": METRICS[SPECS[origin.task].metric]}
+    spec = SPECS.get(origin.task or "")
+    if spec and spec.name.removesuffix("-mm") in paper.TASKS:  # not a task of the user's own
+        metadata |= {"datasets": hub_data.GLUE, "metrics": METRICS[spec.metric]}
     elif origin.task == "squad":
         metadata |= {"datasets": hub_data.SQUAD, "metrics": "squad"}
     lines = "".join(f"{key}: {value}\n" for key, value in metadata.items() if value)

@@ -1,5 +1,6 @@
 """Exported tickets: what a user of stock transformers loads, the mask, and the model card."""
 
+import dataclasses
 import json
 import textwrap
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 
 import oneshot
 from experiments import export_ticket
+from utils.data.glue import SPECS
 from utils.errors import UserError
 from utils.pruning import mask_files, masks
 from utils.pruning.origin import Origin
@@ -99,6 +101,13 @@ def test_the_card_says_where_the_ticket_comes_from(model, exported):
 def test_the_card_names_the_method_of_every_mask(method):
     text = export_ticket.card(Origin(method=method, sparsity=0.5), "ticket", "bert", 73, "")
     assert "mask found by" in text and "unrecorded" not in text
+
+
+def test_the_card_of_ones_own_task_names_no_dataset_of_the_hub(monkeypatch):
+    monkeypatch.setitem(SPECS, "mine", dataclasses.replace(SPECS["rte"], name="mine"))
+    origins = [Origin(method="imp", task=task, sparsity=0.5) for task in ("rte", "mnli-mm", "mine")]
+    texts = [export_ticket.card(origin, "ticket", "bert", 73, "") for origin in origins]
+    assert ["datasets: nyu-mll/glue" in text for text in texts] == [True, True, False]
 
 
 def test_the_snippet_of_the_card_trains_under_the_mask(exported, monkeypatch):
