@@ -14,11 +14,9 @@ from experiments.results import Results
 from utils import cli, files
 from utils.errors import UserError
 
-BUILDERS = {
-    **{"table2": builders.table2, "table3": builders.table3, "table4": builders.table4},
-    **{"figure2": builders.figure2, "figure_rewind": builders.figure_rewind},
-    "figure_sparsity": builders.figure_sparsity,
-}
+_TABLES = (builders.table2, builders.table3, builders.table4)
+_FIGURES = (builders.figure2, builders.figure_rewind, builders.figure_sparsity)
+BUILDERS = {builder.__name__: builder for builder in (*_TABLES, *_FIGURES)}
 OVERLAP, CONNECTIVITY = "figure_overlap", "connectivity"
 LEGEND = "Mean ± standard deviation in percent points, number of seeds in brackets"
 
