@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class ImpSchedule:
     order: DataOrder
     sparsities: tuple[float, ...]  # after round 0, 1, ...
     round_steps: int  # t, the optimizer steps of a round
-    total_steps: int  # of the whole run, as epochs or --max_steps give it
+    total_steps: int  # of the whole run: --max_steps, or those of the epochs
     rewind_steps: int = 0  # i: rewind to theta_i
     rewinds: bool = True  # False: standard pruning
 
@@ -67,12 +68,12 @@ class ImpSchedule:
 
     def check(self) -> None:
         """Raise UserError naming the flag if the rounds are impossible."""
-        steps_up = zip((0.0, *self.sparsities), self.sparsities, strict=False)
-        if not all(a < b for a, b in steps_up) or self.sparsities[-1] > 1:
+        neighbours = itertools.pairwise((0.0, *self.sparsities))
+        if not all(a < b for a, b in neighbours) or self.sparsities[-1] > 1:
             raise UserError("--sparsities must rise strictly between 0 and 1, such as 0.2 0.5 0.9")
-        length = "--max_steps" if self.training.max_steps > 0 else "--num_train_epochs"
+        length_flag = "--max_steps" if self.training.max_steps > 0 else "--num_train_epochs"
         if self.round_steps < 1:
-            flag = length if self.training.save_steps is None else "--save_steps"
+            flag = length_flag if self.training.save_steps is None else "--save_steps"
             raise UserError(
                 f"{flag} is too low: a round of IMP, --save_steps or a tenth of the run of "
                 f"{self.total_steps} steps, must be at least 1 step"
@@ -80,7 +81,7 @@ class ImpSchedule:
         if self.rounds < 1:
             raise UserError(
                 f"--save_steps {self.round_steps} is longer than the run of {self.total_steps} "
-                f"steps; lower it, or raise {length}"
+                f"steps; lower it, or raise {length_flag}"
             )
         if not 0 <= self.rewind_steps < self.round_steps:
             raise UserError(
@@ -90,11 +91,11 @@ class ImpSchedule:
 
     @property
     def rounds(self) -> int:
-        """Number of rounds: one per sparsity and the last, if the run has room for them."""
+        """Number of rounds: one per sparsity and a last one, or as many as fit into the run."""
         return min(len(self.sparsities) + 1, self.total_steps // self.round_steps)
 
     def steps(self, round_: int) -> int:
-        """Return the optimizer steps of `round_`, those before theta_i included."""
+        """Return the optimizer steps of `round_`, including the first i."""
         return self.round_steps
 
     def offset(self, round_: int) -> int:
@@ -102,7 +103,7 @@ class ImpSchedule:
         return round_ * self.round_steps
 
     def first_step(self, round_: int) -> int:
-        """Return the first step of `round_`: i, but 0 in round 0, which trains to theta_i."""
+        """Return the first step of `round_`: 0 in round 0, which trains to theta_i, else i."""
         return self.rewind_steps if round_ else 0
 
     def target(self, round_: int) -> float | None:
@@ -120,7 +121,7 @@ class ImpSchedule:
         return self.order.batches(round_, step)
 
     def prune(self, model: nn.Module, target: float) -> None:
-        """Prune to `target`; for another criterion than magnitude, pass it to `masks.prune_to`."""
+        """Prune to `target` by magnitude; `masks.prune_to` also accepts another criterion."""
         masks.prune_to(model, target)
 
     def prune_before(self, model: nn.Module) -> float:
@@ -192,7 +193,7 @@ def find_tickets(
         trainer.train(schedule.plan(round_), start, seed_path, monitor.after_step)
         monitor.read_losses()
         score = tickets.score(round_)
-        trainer.release_memory()  # pruning and files need it
+        trainer.release_memory()  # pruning and saving need memory
         with tickets.round_folder(round_) as folder:
             target = schedule.target(round_)
             if target is not None:
@@ -327,15 +328,16 @@ class TicketWriter:
         found = self.tickets[round_:]  # none after the last round
         pruned = "".join(f"  pruned to {t.sparsity:.1%}: {self.run.path / t.mask}" for t in found)
         scored = "" if score is None else f"  {self.experiment.task.score_key} {score:6.2f}"
-        spent = format_duration(time.monotonic() - self._started)
-        self._started, last = time.monotonic(), round_ + 1 == self.schedule.rounds
-        left = "" if last else f", {format_duration(time_left)} left"
+        spent = format_duration(time.monotonic() - self._started)  # in this round
+        self._started = time.monotonic()
+        is_last = round_ + 1 == self.schedule.rounds
+        left = "" if is_last else f", {format_duration(time_left)} left"
         number = f"round {round_ + 1:2d}/{self.schedule.rounds}"
         return f"{number}  sparsity {trained:6.1%}{scored}{pruned}  ({spent}{left})"
 
     def save_theta(self, theta: dict[str, torch.Tensor]) -> None:
         """Save theta_i and gamma_i: a resumed run and --weight_pertub read them."""
         if self.experiment.runtime.is_main:
-            origin, path = dataclasses.replace(self._origin(0.0), mode="rewound"), self._theta_file
-            saving.save_weights(theta, path, origin)
-            self._theta_digest = files.file_digest(path)
+            origin = dataclasses.replace(self._origin(0.0), mode="rewound")
+            saving.save_weights(theta, self._theta_file, origin)
+            self._theta_digest = files.file_digest(self._theta_file)

@@ -50,7 +50,7 @@ class GlueSpec:
     metric: str = "acc"  # of the paper's tables: "acc", "mcc" or "pearson" (regression)
     with_f1: bool = False  # F1 of the positive class beside the accuracy
     limits: tuple[float, float] = (-math.inf, math.inf)  # of a score in predictions
-    torn: bool = False  # the public files have a few rows with too few columns, to be left out
+    torn: bool = False  # leave out rows with too few columns; the public files have a few
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -83,7 +83,7 @@ SPECS = {spec.name: spec for spec in _ALL}
 
 
 def namings(classes: Sequence[str]) -> list[Sequence[str]]:
-    """Return the names of a task's classes, and their labels in its files."""
+    """Return the ways to name a task's classes: `classes`, and the labels in the task's files."""
     labels = {spec.labels for spec in _ALL if spec.labels and spec.classes == tuple(classes)}
     return [classes, *labels]
 

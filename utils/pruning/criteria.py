@@ -42,9 +42,9 @@ def random(shapes: dict[str, torch.Size], target: float, seed: int) -> Mask:
 def layerwise(values: dict[str, torch.Tensor], target: float, kept: Mask | None = None) -> Mask:
     """Return the mask that drops the smallest |values| of each matrix, to `target` in each.
 
-    A control: without the choice of how much to prune where (Su et al. 2020, "Sanity-Checking
-    Pruning Methods"). A matrix of n weights loses target * n of them, rounded up or down so that
-    round(target * N) of all N are dropped. `kept` and errors are those of `magnitude`.
+    A control: all matrices have the same sparsity (Su et al. 2020, "Sanity-Checking Pruning
+    Methods"). A matrix of n weights loses target * n of them, rounded up or down so that
+    round(target * N) of all N are dropped. `kept` and the errors raised are as in `magnitude`.
     """
     mask: Mask = {}
     seen = dropped = 0  # weights of the matrices so far

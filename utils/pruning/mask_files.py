@@ -72,7 +72,8 @@ def load(path: Path, shapes: Mapping[str, torch.Size] | None = None) -> Mask:
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path, overwrite: bool = True) -> None:
     """Write tensors to a torch file; the same tensors give the same bytes.
 
-    Raises UserError without `overwrite` if the file, or one that records its origin, is another's.
+    Without `overwrite`, raises UserError if the file exists with another content, or if only its
+    origin exists.
     """
     with files.atomic_file(path) as temporary:
         with files.open_for_torch(temporary) as file:

@@ -109,7 +109,7 @@ def dense_state(model: nn.Module) -> dict[str, torch.Tensor]:
     for key, value in model.state_dict().items():
         if key.endswith(SUFFIX) or value.data_ptr() in seen:
             continue
-        seen.add(value.data_ptr())  # of the live tensor: a product below may reuse a freed address
+        seen.add(value.data_ptr())  # not of the product below, which may reuse a freed address
         name = _plain_name(key)
         product = value if name == key else value * model.get_buffer(name + "_mask")
         state[name] = product.detach().to("cpu").contiguous()

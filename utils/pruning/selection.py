@@ -1,8 +1,8 @@
 """Select the k smallest-magnitude weights across all matrices, exactly.
 
-A sample brackets the threshold, so that only about 1 % of the weights are sorted. On a CPU numpy
-computes (measured 10 times faster than torch there), in threads on parts that fit the cache; on a
-GPU torch does, on all weights as one part.
+A sample brackets the threshold, so that only about 1 % of the weights are sorted. On a CPU, numpy
+computes in threads, on parts that fit the cache (measured 10 times faster than torch). On a GPU,
+torch computes on all weights as one part.
 """
 
 import math
@@ -29,7 +29,7 @@ class Part(NamedTuple):
     mask: Array | None
 
     def magnitudes(self, every: int = 1) -> Array:
-        """Return |weights|, and MASKED for masked weights; of every `every`-th weight only."""
+        """Return |weight|, or MASKED if it is masked, for one in `every` weights."""
         sizes = _library(self.weights).abs(self.weights[::every])
         if self.mask is None:
             return sizes

@@ -1,4 +1,4 @@
-"""The processes that torchrun starts: joining, their values, and gradients averaged over them."""
+"""The processes that torchrun starts: join them, exchange values, and average gradients."""
 
 import itertools
 import os
@@ -23,9 +23,9 @@ Value = TypeVar("Value")
 
 
 def meet() -> tuple[dist.Store, int, int] | None:
-    """Meet the processes of torchrun; return a store that all share, rank and number.
+    """Meet the processes of torchrun; return a store that all share, the rank and the world size.
 
-    None: this process is alone. Raises UserError if torchrun's variables are wrong.
+    Return None if this process is alone. Raises UserError if torchrun's variables are wrong.
     """
     if dist.is_initialized() or os.environ.get("WORLD_SIZE", "1") == "1":
         return None

@@ -27,7 +27,7 @@ ACTIVATION_BYTES = 1e9  # on a CPU, a batch that would keep more is split into m
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The steps of a round: their number, and of each (from 0) learning rate and row numbers."""
+    """The steps of a round: how many, and the learning rate and row numbers of each (from 0)."""
 
     steps: int
     learning_rate: Callable[[int], float]
@@ -59,7 +59,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=runtime.precision == "fp16")
         self._optimizer_class = optimizer_class
         self._loss = loss_module(model, task, runtime)
-        self._parameters = list(model.parameters())  # once: the search takes time in every step
+        self._parameters = list(model.parameters())  # listed once: this takes time
         self.graphs: CudaGraphs | None = None
         if config.compile and device.type == "cuda" and runtime.world_size == 1:
             self.graphs = CudaGraphs(self.losses, self._parameters)
@@ -97,9 +97,10 @@ class Trainer:
         return total, norm
 
     def losses(self, batch: Batch, count: int, share: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a batch's part of the step's loss, [], to differentiate (scaled) and to report.
+        """Return what a micro-batch adds to the step's loss, []: scaled for backward, and detached.
 
-        The step's loss is a sum divided by `count`; `batch` has the fraction `share` of its rows.
+        The step divides the sum of its batches' losses by `count`. The micro-batch holds the
+        fraction `share` of the rows of its batch.
         """
         with self.runtime.autocast():
             loss = self._loss(batch) / count * share
@@ -107,9 +108,9 @@ class Trainer:
         return self.scaler.scale(loss * self.runtime.world_size), loss.detach()
 
     def micro_batches(self, batches: list[np.ndarray]) -> Iterator[tuple[int, np.ndarray, float]]:
-        """Yield micro-batches: number of the batch, rows, and their fraction of its rows.
+        """Yield (number of the batch, rows of a micro-batch, their fraction of the batch).
 
-        The mean losses of its micro-batches, weighted by the fractions, add up to a batch's.
+        The loss of a batch is the sum of its micro-batches' mean losses times these fractions.
         """
         for number, rows in enumerate(batches):
             parts = [rows]
