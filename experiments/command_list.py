@@ -76,11 +76,10 @@ class CommandList:
         name = f"{_imp_name(rewind)}-{self.names[task]}-{percent}-seed{self._mask_seed(seed)}"
         return Tensors(name, file, command)
 
-    def one_shot(self, percent: int, seed: int | None = None, method: str = "magnitude") -> Tensors:
-        """Add the OMP mask of theta_0 at `percent`, or a random mask if `seed` is given."""
+    def one_shot(self, percent: int, method: str = "magnitude", seed: int | None = None) -> Tensors:
+        """Add the mask at `percent` that a method of oneshot.py makes; "random" has a `seed`."""
         name = f"{'omp' if method == 'magnitude' else method}-{percent}"
-        if seed is not None:
-            method, name = "random", f"random-{percent}-seed{seed}"
+        name += "" if seed is None else f"-seed{seed}"
         return self._mask(name, ["--rate", f"{percent / 100:g}", "--method", method], seed or 0)
 
     def shuffled(self, mask: Tensors, seed: int) -> Tensors:

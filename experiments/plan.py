@@ -46,14 +46,13 @@ def table2(commands: CommandList, request: Request) -> None:
         commands.train(task, seed)
         ticket = commands.ticket(task, seed, percent)
         commands.train(task, seed, ticket)
-        commands.train(task, seed, commands.one_shot(percent, seed))
+        commands.train(task, seed, commands.one_shot(percent, "random", seed))
         commands.train(task, seed, ticket, init="rand")
         for mode in request.shuffles:
             commands.train(task, seed, ticket, init=commands.perturbed(mode, seed))
         commands.train(task, seed, commands.one_shot(percent))
         if request.controls in ("layerwise", "all"):
-            layerwise = commands.one_shot(percent, method="layerwise")
-            commands.train(task, seed, layerwise)
+            commands.train(task, seed, commands.one_shot(percent, "layerwise"))
         if request.controls in ("shuffle", "all"):
             commands.train(task, seed, commands.shuffled(ticket, seed))
 
@@ -113,7 +112,7 @@ def figure_sparsity(commands: CommandList, request: Request) -> None:
         commands.imp(task, seed)
         for percent in sparsities(commands.imp_end):
             commands.train(task, seed, commands.one_shot(percent))
-            commands.train(task, seed, commands.one_shot(percent, seed))
+            commands.train(task, seed, commands.one_shot(percent, "random", seed))
 
 
 def connectivity(commands: CommandList, request: Request) -> None:
