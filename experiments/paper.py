@@ -102,14 +102,11 @@ def task_keys(names: list[str] | None) -> tuple[str, ...]:
 
     "all" and None stand for the paper's eleven. Raises UserError for an unknown name.
     """
-
-    def bare(name: str) -> str:
-        return name.lower().replace("-", "").replace("_", "")
-
-    tasks = {bare(task): (task,) for task in NAMES} | {"all": TASKS}
+    marks = str.maketrans("", "", "-_")
+    bare = {task.translate(marks): (task,) for task in NAMES} | {"all": TASKS}
     keys: list[str] = []
     for name in ["all"] if names is None else names:
-        found = tasks.get(bare(name))
+        found = bare.get(name.lower().translate(marks))
         if found is None:
             known = ", ".join(NAMES.values())
             raise UserError(f"{name!r} is no task; choose from {known}, or give all")

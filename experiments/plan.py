@@ -165,12 +165,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--estimate", action="store_true", help=f"{text}, timed on this machine")
     text = "Table 1's hyper-parameters, or ours for a small model (200 steps per training)"
     add("--preset", choices=["paper", "mini"], default="paper", help=text)
-    add(
-        "--tasks",
-        nargs="+",
-        metavar="TASK",
-        help="tasks to train on (default: all, the paper's 11)",
-    )
+    text = "tasks to train on (default: all, the paper's 11)"
+    add("--tasks", nargs="+", metavar="TASK", help=text)
     text = "tasks that find the masks (default: --tasks; for figure_rewind MLM and SQuAD)"
     add("--sources", nargs="+", metavar="TASK", help=text)
     add("--seeds", type=int, default=5, help="number of seeds, from 1 on")
@@ -190,9 +186,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     text = "kinds of shuffled weights in table2 (the released code shuffles layers)"
     modes = ["layers", "elements", "noise"]
     add("--shuffles", nargs="*", choices=modes, default=modes[:2], help=text)
-    add(
-        "--flags", default="", help="words appended to every training command, as in --flags=--bf16"
-    )
+    text = "words appended to every training command, as in --flags=--bf16"
+    add("--flags", default="", help=text)
     text = "sparsities of the tickets in connectivity; 0: the full network (ours)"
     add("--sparsities", nargs="+", type=float, metavar="S", default=[0, 0.3, 0.5, 0.7], help=text)
     text = "controls in table2 with a ticket's layer-wise sparsities: masks of oneshot.py (ours)"
