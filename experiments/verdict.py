@@ -15,7 +15,7 @@ from utils import cli, files
 
 MARGIN = 10.0  # points by which a control must fall behind the full network (ours)
 CONTROLS = ("random mask", "IMP, random weights", "IMP, layers shuffled", "IMP, elements shuffled")
-LAYERWISE = "IMP, shuffled within matrices"
+SHUFFLED = "IMP, shuffled within matrices"
 WORDS = {True: "shown", False: "NOT shown", None: "cannot tell"}
 
 
@@ -37,13 +37,13 @@ def claims(
             behind = full.mean - control.mean
             claim = f"{MARGIN:g} points or more below {score} ({behind:.1f})"
             yield behind >= MARGIN, f"{kind}, {_shown(control)}: {claim}"
-    control = found.cell(task, LAYERWISE, percent)
+    control = found.cell(task, SHUFFLED, percent)
     if ticket is not None and control is not None:
         lead = ticket.mean - control.mean
         stds = [cell.std for cell in (ticket, control) if cell.std is not None]
         claim = f"more than both deviations below the ticket's {_shown(ticket)} ({lead:.1f}; ours)"
         verdict = lead > sum(stds) if len(stds) == 2 else None
-        yield verdict, f"{LAYERWISE}, {_shown(control)}: {claim}"
+        yield verdict, f"{SHUFFLED}, {_shown(control)}: {claim}"
     own = [line for line in lines if (line.task, line.kind, line.percent) == (task, "IMP", percent)]
     error, loss = (barriers.mean(own, measure) for measure in ("error", "loss"))
     if ticket and error and loss:
