@@ -206,7 +206,7 @@ def _is_encoder_weight(key: str) -> bool:
 
 
 def _need_file(source: str, *names: str) -> None:
-    """Without configuration or vocabulary, transformers would silently use its defaults."""
+    """Raise UserError if a folder has none of the files; transformers would use its defaults."""
     if os.path.isdir(source) and not any((Path(source) / name).is_file() for name in names):
         raise UserError(f"{source}: the model folder has no {names[0]}; put it there")
 

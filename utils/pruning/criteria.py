@@ -64,5 +64,9 @@ def shuffle(mask: Mask, seed: int) -> Mask:
     Neural Networks at Initialization: Why Are We Missing the Mark?").
     """
     generator = torch.Generator().manual_seed(seed)
-    orders = {key: torch.randperm(m.numel(), generator=generator) for key, m in mask.items()}
-    return {key: keep.flatten()[orders[key]].view_as(keep) for key, keep in mask.items()}
+    return {key: permuted(keep, generator) for key, keep in mask.items()}
+
+
+def permuted(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return the same values in a random order, in the same shape."""
+    return values.flatten()[torch.randperm(values.numel(), generator=generator)].view_as(values)

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from utils.pruning import masks
+from utils.pruning.criteria import permuted
 
 MODES = {
-    "layers": "layers permuted, each moved whole; the pooler stays",
+    "layers": "whole layers permuted; the pooler stays",
     "elements": "the elements of each matrix permuted",
     "noise": "Gaussian noise added",
 }
@@ -27,7 +28,7 @@ def perturb(model: nn.Module, mode: str, seed: int, sigma: float) -> dict[str, t
         order = torch.randperm(len(list(layers.children())), generator=generator).tolist()
         return {name: weights[_moved(name, order)].clone() for name in weights}
     if mode == "elements":
-        return {name: _shuffled(value, generator) for name, value in weights.items()}
+        return {name: permuted(value, generator) for name, value in weights.items()}
     return {
         name: value + sigma * torch.randn(value.shape, generator=generator)
         for name, value in weights.items()
@@ -37,7 +38,3 @@ def perturb(model: nn.Module, mode: str, seed: int, sigma: float) -> dict[str, t
 def _moved(name: str, order: list[int]) -> str:
     """Return the name of the matrix that moves to `name`: layer order[i] moves to layer i."""
     return re.sub(r"layer\.(\d+)", lambda layer: f"layer.{order[int(layer[1])]}", name, count=1)
-
-
-def _shuffled(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return value.flatten()[torch.randperm(value.numel(), generator=generator)].view_as(value)
