@@ -63,27 +63,27 @@ def quoted(row: str) -> dict[str, Cell]:
 def table2(found: Results, layout: Layout) -> Table:
     """Table 2: subnetworks at the paper's sparsities, the controls, and which tickets win."""
     title = "Table 2: IMP tickets, random masks and other weights, beside the full network"
-    table, at = layout.table("table2", title), sparsities(found, layout, paper.SPARSITY)
-    full = {task: found.full(task) for task in at}
-    layout.add(table, "sparsity, %", at)
+    table, percents = layout.table("table2", title), sparsities(found, layout, paper.SPARSITY)
+    full = {task: found.full(task) for task in percents}
+    layout.add(table, "sparsity, %", percents)
     layout.add(table, "full network f(x, theta_0)", full, quoted("full"))
     for kind, (label, row) in TABLE2.items():
-        cells = {task: found.cell(task, kind, percent) for task, percent in at.items()}
+        cells = {task: found.cell(task, kind, percent) for task, percent in percents.items()}
         layout.add(table, label, cells, quoted(row) if row else None)
-    tickets = {task: found.cell(task, "IMP", percent) for task, percent in at.items()}
+    tickets = {task: found.cell(task, "IMP", percent) for task, percent in percents.items()}
     for rule, name in RULE_NAMES.items():
-        ours = {t: wins(tickets[t], full[t], rule) for t in at}
-        theirs = {t: wins(quoted("imp").get(t), quoted("full").get(t), rule) for t in at}
+        ours = {t: wins(tickets[t], full[t], rule) for t in percents}
+        theirs = {t: wins(quoted("imp").get(t), quoted("full").get(t), rule) for t in percents}
         layout.add(table, f"IMP wins by {name}", ours, theirs)
     for rule, name in RULE_NAMES.items():
-        best = {task: sparsest(found, task, rule) for task in at}
+        best = {task: sparsest(found, task, rule) for task in percents}
         below = paper.SPARSITY if rule == "ticket" else None
         layout.add(table, f"sparsest winning ticket, %, by {name}", best, below)
     table.notes.append(
         f"A ticket wins by the full network's deviation if its {RULES['full']}; by its own if its "
         f"{RULES['ticket']}. Deviations are of the sample (n - 1), so one seed gives no verdict."
     )
-    _note_sparsities(table, layout, at)
+    _note_sparsities(table, layout, percents)
     names = ", ".join(paper.NAMES[t] for t, cell in tickets.items() if cell and cell.from_rounds)
     if names:
         note = f"IMP scores of {names} are those of IMP's own rounds, trained from theta_0 too."
@@ -94,17 +94,17 @@ def table2(found: Results, layout: Layout) -> Table:
 def table3(found: Results, layout: Layout) -> Table:
     """Table 3: rewinding to theta_i and standard pruning, at Table 2's sparsities."""
     title = "Table 3: IMP with rewinding to later points, and standard pruning"
-    table, at = layout.table("table3", title), sparsities(found, layout, paper.SPARSITY)
-    layout.add(table, "sparsity, %", at)
-    layout.add(table, "full network", {task: found.full(task) for task in at}, quoted("full"))
-    tickets = {task: found.cell(task, "IMP", percent) for task, percent in at.items()}
+    table, percents = layout.table("table3", title), sparsities(found, layout, paper.SPARSITY)
+    layout.add(table, "sparsity, %", percents)
+    layout.add(table, "full network", {task: found.full(task) for task in percents}, quoted("full"))
+    tickets = {task: found.cell(task, "IMP", percent) for task, percent in percents.items()}
     layout.add(table, "rewind 0 %", tickets, quoted("imp"))
     for point in [*_rewindings(found), results.STANDARD]:
         wanted = {"method": "imp", "rewinding": point}
-        rounds = {task: found.cell(task, "IMP", p, **wanted) for task, p in at.items()}
+        rounds = {task: found.cell(task, "IMP", p, **wanted) for task, p in percents.items()}
         standard = point == results.STANDARD
         layout.add(table, "standard pruning" if standard else f"rewind {point} %", rounds)
-    _note_sparsities(table, layout, at)
+    _note_sparsities(table, layout, percents)
     layout.note(
         table,
         "The paper found: rewinding to a later point helps no task notably and hurts STS-B and "
@@ -114,8 +114,8 @@ def table3(found: Results, layout: Layout) -> Table:
     return table
 
 
-def _note_sparsities(table: Table, layout: Layout, at: dict[str, float]) -> None:
-    other = [f"{paper.NAMES[t]} {p}" for t, p in paper.SPARSITY.items() if at.get(t, p) != p]
+def _note_sparsities(table: Table, layout: Layout, percents: dict[str, float]) -> None:
+    other = [f"{paper.NAMES[t]} {p}" for t, p in paper.SPARSITY.items() if percents.get(t, p) != p]
     if other:
         named = ", ".join(other)
         layout.note(table, f"The paper's numbers are those at its own sparsities, in %: {named}.")
@@ -134,13 +134,13 @@ def table4(found: Results, layout: Layout) -> Table:
     """Table 4: the sparsest tickets that reach at least the full network's mean."""
     table = layout.table("table4", "Table 4: winning tickets by the strict rule")
     best = {task: sparsest(found, task, "strict") for task in layout.tasks}
-    at = sparsities(found, layout, paper.STRICT_SPARSITY)
+    percents = sparsities(found, layout, paper.STRICT_SPARSITY)
     winners = {t: found.cell(t, "IMP", p) for t, p in best.items() if isinstance(p, float)}
-    layout.add(table, "full network", {task: found.full(task) for task in at}, quoted("full"))
+    layout.add(table, "full network", {task: found.full(task) for task in percents}, quoted("full"))
     layout.add(table, "sparsest winning ticket, %", best, paper.STRICT_SPARSITY)
     layout.add(table, "IMP at that sparsity", winners)
-    layout.add(table, "sparsity in the paper or asked for, %", at)
-    layout.add(table, "IMP there", {t: found.cell(t, "IMP", percent) for t, percent in at.items()})
+    layout.add(table, "sparsity in the paper or asked for, %", percents)
+    layout.add(table, "IMP there", {t: found.cell(t, "IMP", p) for t, p in percents.items()})
     table.notes.append(f"A ticket wins by the strict rule if its {RULES['strict']}.")
     return table
 
@@ -179,10 +179,12 @@ def _figure2(layout: Layout, name: str, title: str, cells: dict[str, Cells]) -> 
 
 def figure2(found: Results, layout: Layout) -> Table:
     """Figure 2: Transfer(S, T) minus the full network's score on T."""
-    at = _transfer_percent(found, layout)
-    title = f"Figure 2: transfer of {at:g} % subnetworks, less the full network's score"
-    cells = {s: _transfers(found, layout, "IMP", percent=at, source_task=s) for s in layout.tasks}
-    cells[paper.OMP] = _transfers(found, layout, "one-shot", percent=at)
+    percent = _transfer_percent(found, layout)
+    title = f"Figure 2: transfer of {percent:g} % subnetworks, less the full network's score"
+    cells = {
+        s: _transfers(found, layout, "IMP", percent=percent, source_task=s) for s in layout.tasks
+    }
+    cells[paper.OMP] = _transfers(found, layout, "one-shot", percent=percent)
     table = _figure2(layout, "figure2", title, cells)
     table.notes += [
         "Dark (bold): at least as high as the mask found on the target itself; the last column "
