@@ -16,6 +16,14 @@ def progress_bar(total: int, *, unit: str = "step", shown: bool) -> tqdm:
     return tqdm(total=total, disable=not shown, **look)
 
 
+def skip_steps(bar: tqdm, steps: int) -> None:
+    """Move a progress bar past steps that are not done now: its rate and time left ignore them."""
+    if not bar.disable:
+        bar.n += steps
+        bar.initial += steps
+        bar.last_print_n += steps
+
+
 def say(line: str) -> None:
     """Print one line to stdout without tearing the progress bar; only rank 0 prints."""
     if is_printing_process():

@@ -13,7 +13,7 @@ import torch
 from utils import files
 from utils.errors import UserError
 from utils.pruning import masks
-from utils.runs.console import progress_bar
+from utils.runs.console import progress_bar, skip_steps
 from utils.runs.evaluation import Evaluator
 from utils.runs.losses import LossReader
 from utils.runs.run import INPUTS, Run, input_digests
@@ -67,9 +67,9 @@ class Monitor(contextlib.ExitStack[bool | None]):
         next_step, first = offset + start, self._skipped == self._step == 0  # of this process
         self._round, self._offset = round_, offset
         self._name = f"round {round_ + 1}" if self._finds_tickets else ""
+        skip_steps(self._bar, next_step - self._step)
         self._skipped += next_step - self._step
-        self._bar.n = self._step = next_step
-        self._bar.initial = self._skipped  # the pace is that of this process
+        self._step = next_step
         self._bar.set_description(self._name or "training", refresh=True)
         if first:
             self.events.start(next_step + 1)
