@@ -1,4 +1,4 @@
-"""Measure this project beside the baseline (baseline.py) on a CPU.
+"""Measure this project against the baseline (baseline.py) on a CPU.
 
 `bench.py WHAT` adds lines of JSON to --out; `bench.py table` prints their summary. All ways work
 on the same inputs in turn, each in its own process; transformers' Trainer draws its own batches.

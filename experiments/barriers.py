@@ -22,7 +22,7 @@ from utils.runs.records import EvaluationRecord, read_records
 
 POINTS, FEWEST = 11, 3  # on a line: by default, at least
 STABLE = 2.0  # points of error; Frankle et al.: "instability < 2 %"
-MEASURES = ("loss", "error")  # error: 100 less the score
+MEASURES = ("loss", "error")  # error: 100 minus the score
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def read(folder: Path, found: Results) -> list[Line]:
 
 
 def table(lines: list[Line], found: Results, layout: Layout) -> Table:
-    """Return barriers beside scores: a row per task and network, with the mean over its lines."""
+    """Return barriers and scores: a row per task and network, with the mean over its lines."""
     header = ["", "barrier in loss", "barrier in error", "stable", "score", "wins"]
     made = Table("connectivity", "Barrier between two trainings of one ticket", header, digits=3)
     for task in layout.tasks:
@@ -114,7 +114,7 @@ def table(lines: list[Line], found: Results, layout: Layout) -> Table:
             values = [loss, error, _verdict(stable), score, _verdict(wins)]
             made.add(f"{paper.NAMES[task]}, {label}", values)
     made.notes.append(
-        f"Stable: a barrier in error (100 less the score) below {STABLE:g} points, as in Frankle "
+        f"Stable: a barrier in error (100 minus the score) below {STABLE:g} points, as in Frankle "
         "et al. 2020. Wins: by the full network's deviation. Claim: tickets win if they are stable."
     )
     return made

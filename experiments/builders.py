@@ -62,7 +62,7 @@ def quoted(row: str) -> dict[str, Cell]:
 
 def table2(found: Results, layout: Layout) -> Table:
     """Table 2: subnetworks at the paper's sparsities, the controls, and which tickets win."""
-    title = "Table 2: IMP tickets, random masks and other weights, beside the full network"
+    title = "Table 2: the full network, IMP tickets and controls"
     table, percents = layout.table("table2", title), sparsities(found, layout, paper.SPARSITY)
     full = {task: found.full(task) for task in percents}
     layout.add(table, "sparsity, %", percents)
@@ -180,7 +180,7 @@ def _figure2(layout: Layout, name: str, title: str, cells: dict[str, Cells]) -> 
 def figure2(found: Results, layout: Layout) -> Table:
     """Figure 2: Transfer(S, T) minus the full network's score on T."""
     percent = _transfer_percent(found, layout)
-    title = f"Figure 2: transfer of {percent:g} % subnetworks, less the full network's score"
+    title = f"Figure 2: transfer of {percent:g} % subnetworks, minus the full network's score"
     cells = {
         s: _transfers(found, layout, "IMP", percent=percent, source_task=s) for s in layout.tasks
     }
@@ -208,7 +208,7 @@ def figure_rewind(found: Results, layout: Layout) -> Table:
     """Section 4, question 3: transfer of subnetworks rewound to theta_i, like Figure 2."""
     percent = _transfer_percent(found, layout)
     what = f"Transfer of {percent:g} % subnetworks rewound to later points"
-    title = f"{what}, less the full network's score"
+    title = f"{what}, minus the full network's score"
     table = layout.table("figure_rewind", title, "source, rewound to \\ target", digits=2)
     rewound = set(found.rows["init_task"][found.rows["init"] == "rewound"])
     for source in (task for task in paper.NAMES if task in rewound):

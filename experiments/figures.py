@@ -179,7 +179,7 @@ def rewindings(table: Table) -> Figure:
         _curves(axes, _columns(table, rows))
         axes.axhline(0, color=BLACK, linewidth=0.8)
         axes.set_title(f"found on {source}", loc="left")
-        axes.set(xlabel="rewound to, % of training", ylabel="score less the full network's")
+        axes.set(xlabel="rewound to, % of training", ylabel="score minus the full network's")
     _legend(figure, "outside right upper")
     return figure
 
@@ -285,8 +285,8 @@ def requested(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[T
 
 
 def digest(table: Table) -> str:
-    """Return the sha256 of the numbers of a table; a file that shows them contains it."""
-    return hashlib.sha256(markup.comma_separated(table).encode()).hexdigest()
+    """Return the sha256 of a table's title and numbers; a file that shows them contains it."""
+    return hashlib.sha256((table.title + markup.comma_separated(table)).encode()).hexdigest()
 
 
 def write(args: argparse.Namespace, table: Table, found: Results, *suffixes: str) -> None:

@@ -25,7 +25,7 @@ COMMANDS = ("tables", "figures", "verdict", "text")
 
 
 def render(command: str, check: bool) -> str:
-    """Return what a block shows. Figures of other numbers are drawn again, or named in a check."""
+    """Return what a block shows. Outdated figures are drawn again, or named in a check."""
     name, *words = shlex.split(command) or [""]
     if name == "tables":
         args, made, found = tables.requested(words)
@@ -43,7 +43,7 @@ def render(command: str, check: bool) -> str:
             if path.is_file() and figures.digest(table).encode() in path.read_bytes():
                 continue
             if check:
-                pieces.append("drawn from other numbers\n")
+                pieces.append("outdated: drawn from other numbers or with another title\n")
             else:
                 figures.write(args, table, found, "png")
         return "\n".join(pieces)

@@ -111,7 +111,7 @@ def resample(terms: Array, random: np.random.Generator, count: int = RESAMPLES) 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The ticket's score less another network's: mean, interval, p-value, and seeds to plan."""
+    """The ticket's score minus another network's: mean, interval, p-value, and seeds to plan."""
 
     mean: float
     low: float
@@ -227,7 +227,7 @@ def _networks(found: Results, task: str, percent: float) -> dict[tuple[str, int]
 
 
 def add_to(table: Table, found: Results, layout: Layout) -> None:
-    """Add to Table 2 what the IMP ticket's score is above the others', and the second verdict."""
+    """Add to Table 2 the IMP ticket's score minus the others', and the second verdict."""
     at, tests = sparsities(found, layout, paper.SPARSITY), {}
     for task, percent in at.items():
         networks = _networks(found, task, percent)
@@ -245,8 +245,8 @@ def add_to(table: Table, found: Results, layout: Layout) -> None:
             planned[task] = str(each.seeds or "more examples")
     for kind, texts in cells.items():
         if texts:
-            layout.add(table, f"IMP less {kind}", texts)
-    layout.add(table, "IMP beside the full network, by the statistics", verdicts)
+            layout.add(table, f"IMP minus {kind}", texts)
+    layout.add(table, "IMP vs. full network, by the statistics", verdicts)
     layout.add(table, f"seeds for an interval of ± {HALF_WIDTH:g}", planned)
     table.notes.append(
         f"Differences: mean over the seeds that both have, {1 - LEVEL:.0%} interval over examples "

@@ -179,10 +179,10 @@ def ticket(seed):
 def test_the_command_writes_the_statistics_of_the_tasks_measured(tmp_path, capsys, words):
     folder = tree(tmp_path, {"full": (None, [450, 452]), "imp": (ticket, [449, 451])})
     tables.main([str(folder), "--only", "table2", "--statistics", *words])
-    (line,) = [row for row in capsys.readouterr().out.splitlines() if "IMP less full" in row]
-    assert line.startswith("| IMP less full network | -0.2 [")
+    (line,) = [row for row in capsys.readouterr().out.splitlines() if "IMP minus full" in row]
+    assert line.startswith("| IMP minus full network | -0.2 [")
     saved = (folder / "tables" / "table2.csv").read_text()
-    assert "IMP less full network" in saved and "no difference shown" in saved
+    assert "IMP minus full network" in saved and "no difference shown" in saved
 
 
 def test_table2_gets_intervals_a_second_verdict_and_notices(tmp_path):
@@ -204,10 +204,10 @@ def test_table2_gets_intervals_a_second_verdict_and_notices(tmp_path):
         return {label: [show(v, 1) for v in row] for label, row in made[0].rows}, found, made[0]
 
     rows, found, table = table2()
-    assert rows["IMP less full network"][0].startswith("-0.1 [") and found.notices == []
-    assert rows["IMP less random mask"][0].startswith("+29.1 [+2")
-    assert rows["IMP less random mask"][0].endswith("]*")
-    assert rows["IMP beside the full network, by the statistics"] == ["no difference shown", "-"]
+    assert rows["IMP minus full network"][0].startswith("-0.1 [") and found.notices == []
+    assert rows["IMP minus random mask"][0].startswith("+29.1 [+2")
+    assert rows["IMP minus random mask"][0].endswith("]*")
+    assert rows["IMP vs. full network, by the statistics"] == ["no difference shown", "-"]
     assert 10 < int(rows["seeds for an interval of ± 1"][0]) < 25  # (1.96 x 1.9) ** 2 = 14
     assert "2 tests" in table.notes[-1]
     assert "by the statistics" not in str(tables.build(folder, layout, ["table2"])[0][0].rows)
@@ -225,8 +225,8 @@ def test_table2_gets_intervals_a_second_verdict_and_notices(tmp_path):
         predictions=arrays["labels"],
     )
     rows, found, _ = table2()
-    assert "IMP less random mask" not in rows
-    assert "IMP less full network" not in rows  # one seed in common
+    assert "IMP minus random mask" not in rows
+    assert "IMP minus full network" not in rows  # one seed in common
     words = sorted(notice.split(": ")[1].split(";")[0] for notice in found.notices)
     assert words == [
         "missing or corrupt",
@@ -248,4 +248,4 @@ def test_a_foreign_first_file_and_one_without_a_score_do_not_remove_the_others(t
     (folder / "array.npy").replace(folder / "full" / "3" / "predictions_.npz")
     made, found = tables.build(folder, Layout(("sst-2",)), ["table2"], statistics=True)
     assert len(found.notices) == 3 and all("full" in notice for notice in found.notices)
-    assert "IMP less full network" not in dict(made[0].rows)  # one seed in common
+    assert "IMP minus full network" not in dict(made[0].rows)  # one seed in common
