@@ -104,7 +104,7 @@ def imp(args: argparse.Namespace, record: Record, model: str, folder: Path) -> N
 
 
 def rounds(args: argparse.Namespace, record: Record, model: str, folder: Path) -> None:
-    """Measure ten rounds of --steps steps on GLUE, against rows padded to 128 and to the longest."""
+    """Measure ten rounds of --steps steps on GLUE, against padding to 128 and to the longest."""
     for task in (task for task in args.tasks if task != "SQuAD"):
         ours = our_imp(args, task, model, 10, args.steps, folder)
         baseline = baseline_imp(args, task, model, 10, args.steps)
