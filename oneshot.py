@@ -90,7 +90,7 @@ def main() -> None:
     elif config.method == "random":
         mask = criteria.random(masks.shapes(model), rate, seed)
     else:  # a criterion of that name
-        mask = getattr(criteria, config.method)(masks.weights(model), rate)
+        mask = getattr(criteria, config.method)(masks.weights(model), rate, None)
 
     name = f"{config.weight}_{config.model}_{config.rate or round(masks.sparsity(mask), 4)}"
     name += "" if config.method == "magnitude" else f"_{config.method}"

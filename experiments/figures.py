@@ -285,7 +285,7 @@ def requested(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[T
 
 
 def digest(table: Table) -> str:
-    """Return the sha256 of a table's title and numbers; a file that shows them contains it."""
+    """Return the sha256 of a table's title and numbers; a drawn figure contains it."""
     return hashlib.sha256((table.title + markup.comma_separated(table)).encode()).hexdigest()
 
 

@@ -5,6 +5,7 @@ OWN_TASKS lists tasks that the paper does not have.
 
 from dataclasses import dataclass
 
+from utils.config import task_key
 from utils.errors import UserError
 
 _COLUMNS = ("MNLI", "QQP", "STS-B", "WNLI", "QNLI", "MRPC", "RTE", "SST-2", "CoLA", "SQuAD", "MLM")
@@ -102,13 +103,12 @@ def task_keys(names: list[str] | None) -> tuple[str, ...]:
 
     "all" and None stand for the paper's eleven. Raises UserError for an unknown name.
     """
-    marks = str.maketrans("", "", "-_")
-    bare = {task.translate(marks): (task,) for task in NAMES} | {"all": TASKS}
+    known = {task_key(task): (task,) for task in NAMES} | {"all": TASKS}
     keys: list[str] = []
     for name in ["all"] if names is None else names:
-        found = bare.get(name.lower().translate(marks))
+        found = known.get(task_key(name))
         if found is None:
-            known = ", ".join(NAMES.values())
-            raise UserError(f"{name!r} is no task; choose from {known}, or give all")
+            choices = ", ".join(NAMES.values())
+            raise UserError(f"{name!r} is no task; choose from {choices}, or give all")
         keys += found
     return tuple(dict.fromkeys(keys))

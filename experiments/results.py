@@ -221,6 +221,8 @@ def _recipe(record: EvaluationRecord) -> dict[str, Any]:
     if "bf16" in args:
         name = "precision (--fp16, --bf16, --tf32)"
         stated[name] = next((p for p in ("fp16", "bf16", "tf32") if args.get(p)), "fp32")
+    if record.init_info and record.init_info.sigma is not None:
+        stated["--sigma of the noise"] = record.init_info.sigma
     steps, epochs = args.get("max_steps"), args.get("num_train_epochs")
     length = "length (--max_steps, --num_train_epochs)"
     round_length = "length (--save_steps of IMP, --max_steps of a training)"

@@ -228,8 +228,8 @@ def _networks(found: Results, task: str, percent: float) -> dict[tuple[str, int]
 
 def add_to(table: Table, found: Results, layout: Layout) -> None:
     """Add to Table 2 the IMP ticket's score minus the others', and the second verdict."""
-    at, tests = sparsities(found, layout, paper.SPARSITY), {}
-    for task, percent in at.items():
+    tests = {}
+    for task, percent in sparsities(found, layout, paper.SPARSITY).items():
         networks = _networks(found, task, percent)
         tests[task] = compare_ticket(networks) if networks else {}
     results = [(task, kind, each) for task, of in tests.items() for kind, each in of.items()]

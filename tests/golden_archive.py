@@ -5,7 +5,7 @@ stored in a smaller form:
 
 - masks, which are nested: for each weight, how many of a folder's masks keep it;
 - the weights of the model, which its authors drew from a seed: the draw in float64 repeated, and
-  by how many units in the last place float32 differs from it.
+  by how many ulps float32 differs from it.
 """
 
 import atexit

@@ -42,6 +42,11 @@ def flag_values(config: Any) -> dict[str, Any]:
     return dict(sorted(values.items()))
 
 
+def task_key(name: str) -> str:
+    """Return a task's name as the hub spells it, sst2 of SST-2: equal for names of one task."""
+    return name.lower().replace("-", "").replace("_", "")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Model."""

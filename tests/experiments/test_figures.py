@@ -1,5 +1,6 @@
 """Figures from synthetic results: numbers and shades as drawn, and the files written."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -213,3 +214,11 @@ def test_a_figure_never_mixes_recipes(tmp_path):
         save_mask(folder, small_mask(0.7, seed), info)
     with pytest.raises(UserError, match="RTE: --learning_rate"):
         figures.main([str(tmp_path), "--tasks", "rte", "--sparsity", "0.5"])
+
+
+def test_a_figure_is_outdated_if_a_number_or_the_title_changes():
+    table = Table("figure2", "Transfer", ["", "RTE"])
+    table.add("MRPC", [Cell.of([1.0])])
+    renamed = dataclasses.replace(table, title="Figure 2")
+    other = dataclasses.replace(table, rows=[("MRPC", [Cell.of([2.0])])])
+    assert len({figures.digest(each) for each in (table, renamed, other)}) == 3

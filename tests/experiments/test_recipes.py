@@ -101,6 +101,16 @@ def test_rows_of_one_recipe_are_averaged_whatever_else_differs(tmp_path, changes
     assert found.full("rte").mean == 70.0
 
 
+def test_noise_of_two_standard_deviations_is_refused(tmp_path):
+    noisy = [
+        row("rte", score, seed, mask_info("rte", 0.6, 1), init="noise", init_info=info)
+        for seed, score, info in ((1, 70.0, {"sigma": 0.02}), (2, 10.0, {"sigma": 0.5}))
+    ]
+    found = write_two(tmp_path, *noisy)
+    with pytest.raises(UserError, match=r"RTE: --sigma of the noise is 0.02 in .* and 0.5 in"):
+        found.cell("rte", "IMP, noise added", 60.0)
+
+
 def test_rows_without_arguments_agree_with_every_recipe(tmp_path):
     found = write_two(
         tmp_path, row("rte", 80.0, 1, args=RECIPE | {"bf16": True}), row("rte", 60.0, 2, args=None)

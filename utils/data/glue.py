@@ -14,6 +14,7 @@ import numpy as np
 from transformers import BertTokenizer
 
 from utils import files
+from utils.config import task_key
 from utils.data.rows import LabelledRows, Rows
 from utils.errors import UserError
 
@@ -86,11 +87,6 @@ def namings(classes: Sequence[str]) -> list[Sequence[str]]:
     """Return the ways to name a task's classes: `classes`, and the labels in the task's files."""
     labels = {spec.labels for spec in _ALL if spec.labels and spec.classes == tuple(classes)}
     return [classes, *labels]
-
-
-def task_key(name: str) -> str:
-    """Return a task's name as the hub spells it, sst2 of SST-2: equal for names of one task."""
-    return name.lower().replace("-", "").replace("_", "")
 
 
 @dataclass

@@ -17,8 +17,8 @@ from typing import Any
 from transformers import BertTokenizer
 
 from utils import files, hub
-from utils.config import DataConfig, SquadConfig, TextConfig
-from utils.data.glue import GlueExamples, GlueSpec, parse_label, task_key
+from utils.config import DataConfig, SquadConfig, TextConfig, task_key
+from utils.data.glue import GlueExamples, GlueSpec, parse_label
 from utils.data.squad import Questions, check_questions
 from utils.data.text import Text
 from utils.errors import UserError, first_line

@@ -9,8 +9,8 @@ from utils.pruning import selection
 
 Mask = dict[str, torch.Tensor]  # "NAME.weight_mask" -> bool tensor, True keeps the weight
 SUFFIX = ".weight_mask"
-# Maps trained weights, target sparsity and the mask of the weights still alive to a new mask
-Criterion = Callable[[dict[str, torch.Tensor], float, Mask], Mask]
+# Maps trained weights, target sparsity and mask of the weights still alive (None: all) to a mask
+Criterion = Callable[[dict[str, torch.Tensor], float, Mask | None], Mask]
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ class Part(NamedTuple):
     mask: Array | None
 
     def magnitudes(self, every: int = 1) -> Array:
-        """Return |weight|, or MASKED if it is masked, for one in `every` weights."""
+        """Return |weight|, or MASKED if it is masked, of every `every`-th weight."""
         sizes = _library(self.weights).abs(self.weights[::every])
         if self.mask is None:
             return sizes

@@ -17,7 +17,7 @@ def progress_bar(total: int, *, unit: str = "step", shown: bool) -> tqdm:
 
 
 def skip_steps(bar: tqdm, steps: int) -> None:
-    """Move a progress bar past steps that are not done now: its rate and time left ignore them."""
+    """Advance a progress bar by steps of an earlier process; its rate and time left ignore them."""
     if not bar.disable:
         bar.n += steps
         bar.initial += steps

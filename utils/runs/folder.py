@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from utils import files
-from utils.config import OutputConfig
-from utils.data.glue import task_key
+from utils.config import OutputConfig, task_key
 from utils.errors import UserError
 from utils.runs import checkpoint
 from utils.runs.records import Owner, current_names, read_owner

@@ -67,9 +67,10 @@ class Monitor(contextlib.ExitStack[bool | None]):
         next_step, first = offset + start, self._skipped == self._step == 0  # of this process
         self._round, self._offset = round_, offset
         self._name = f"round {round_ + 1}" if self._finds_tickets else ""
-        skip_steps(self._bar, next_step - self._step)
-        self._skipped += next_step - self._step
+        skipped = next_step - self._step
+        self._skipped += skipped
         self._step = next_step
+        skip_steps(self._bar, skipped)
         self._bar.set_description(self._name or "training", refresh=True)
         if first:
             self.events.start(next_step + 1)
