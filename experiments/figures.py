@@ -279,7 +279,9 @@ def requested(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[T
     args = flags.parse_args(argv)
     args.out = args.out or args.folder / "figures"
     layout = tables.layout_of(args.tasks, args.sparsity, not args.no_paper)
-    wanted = ["figure2", "figure_rewind", "figure_sparsity", tables.OVERLAP, tables.CONNECTIVITY]
+    own = {name: name for name in (*tables.BUILDERS, tables.CONNECTIVITY)}
+    makers = own | {"figure2_paper": "figure2"}  # the other tables come with the overlaps
+    wanted = [makers.get(name, tables.OVERLAP) for name in args.only or names]
     made, found = tables.build(args.folder, layout, wanted, args.as_released)
     return args, [table for table in made if not args.only or table.name in args.only], found
 

@@ -94,14 +94,18 @@ def _mask_file(origin_path: Path, as_released: bool, notices: list[str]) -> Mask
 
 
 def store(masks: list[MaskFile], path: Path) -> None:
-    """Write the counts of each pair, one a row, which `find` reads instead of the masks."""
+    """Write the counts of each pair, one a row, which `find` reads instead of the masks.
+
+    Without pairs there is no file.
+    """
     rows: list[Any] = []
     for one, other in combinations([mask for mask in masks if _bits(mask)], 2):
         related = one.source == other.source or one.seed == other.seed
         if one.percent == other.percent and (related or paper.OMP in (one.source, other.source)):
             ends = [[mask.source, mask.seed, mask.digest] for mask in (one, other)]
             rows.append([one.percent, ends, _counts(one, other).to_numpy().tolist()])
-    files.write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
+    if rows:
+        files.write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def _stored_masks(path: Path) -> Iterable[MaskFile]:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from transformers import BertTokenizer
@@ -34,6 +34,7 @@ _NAMES = {  # of the classes 0 and 1, as in the data sets of run_glue
     "qqp": ("not_duplicate", "duplicate"),
     "wnli": ("not_entailment", "entailment"),
 }
+Metric = Literal["acc", "mcc", "pearson"]
 _COLA_COLUMNS = ("source", "label", "mark", "sentence")
 
 
@@ -48,7 +49,7 @@ class GlueSpec:
     label: str = "label"
     header: tuple[str, ...] | None = None  # columns of files without a header line
     files: Mapping[str, str] = field(default_factory=lambda: _FILES)  # split -> file name
-    metric: str = "acc"  # of the paper's tables: "acc", "mcc" or "pearson" (regression)
+    metric: Metric = "acc"  # of the paper's tables; "pearson" for regression
     with_f1: bool = False  # F1 of the positive class beside the accuracy
     limits: tuple[float, float] = (-math.inf, math.inf)  # of a score in predictions
     torn: bool = False  # leave out rows with too few columns; the public files have a few
