@@ -1,5 +1,6 @@
 """One function per table, and the numbers behind each figure."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -30,9 +31,14 @@ Cells = dict[str, Cell | None]  # by task
 
 
 def wins(ticket: Cell | None, full: Cell | None, rule: str) -> bool | None:
-    """Return whether `ticket` wins by one of RULES, None if a mean or deviation is missing."""
-    if ticket is None or full is None:
+    """Return whether `ticket` wins by one of RULES, None if a mean or deviation is missing.
+
+    A ticket without a defined score does not win.
+    """
+    if ticket is None or full is None or math.isnan(full.mean):
         return None
+    if math.isnan(ticket.mean):
+        return False
     slack = {"full": full.std, "ticket": ticket.std, "strict": 0.0}[rule]
     return None if slack is None else ticket.mean + slack >= full.mean - EPSILON
 

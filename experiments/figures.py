@@ -148,6 +148,7 @@ def _curves(axes: Axes, lines: Lines, unit: float = 1.0) -> None:
     """Draw mean and deviation, divided by `unit`, against x, if there is data."""
     for (label, points), style in zip(lines.items(), itertools.cycle(STYLES), strict=False):
         cells = {x: cell for x, cell in points.items() if isinstance(cell, Cell)}
+        cells = {x: cell for x, cell in cells.items() if not math.isnan(cell.mean)}
         if cells:
             means = [cell.mean / unit for cell in cells.values()]
             spread = [(cell.std or 0.0) / unit for cell in cells.values()]

@@ -23,7 +23,7 @@ ByTask = Mapping[str, Value]
 def show(value: Value, digits: int, bold: str = "{}") -> str:
     """Return the text of a value; scores as mean, deviation if any, number of seeds in brackets.
 
-    Dark scores have the format `bold`.
+    Dark scores have the format `bold`. Scores that are not defined are "nan".
     """
     if isinstance(value, Cell):
         spread = "" if value.std is None else f" ± {value.std:.{digits}f}"

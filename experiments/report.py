@@ -1,8 +1,8 @@
-"""Write the generated blocks of RESULTS.md from the rows below docs/results, or check them.
+"""Write the generated blocks of Markdown files from the rows below docs/results, or check them.
 
 A block begins with <!-- generated: COMMAND --> and ends with <!-- end -->. COMMAND is tables,
-figures or verdict, with the arguments of that script, or text FILE. Paths start at the folder of
-the Markdown file.
+figures or verdict, with the arguments of that script, or text FILE. Run it from the repository's
+root, where the paths start.
 """
 
 if __name__ == "__main__":
@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import sys
@@ -22,10 +23,14 @@ from utils.errors import UserError
 BEGIN, END = "<!-- generated: ", "<!-- end -->"
 BLOCK = re.compile(rf"({BEGIN}(.+) -->\n)((?:(?!<!-- ).*\n)*)(?={END})")
 COMMANDS = ("tables", "figures", "verdict", "text")
+PAGES = ("RESULTS.md", "docs/results/README.md")
 
 
-def render(command: str, check: bool) -> str:
-    """Return what a block shows. Outdated figures are drawn again, or named in a check."""
+def render(command: str, folder: Path, check: bool) -> str:
+    """Return what a block shows in a file of `folder`, to which links to figures are relative.
+
+    Outdated figures are drawn again, or named in a check.
+    """
     name, *words = shlex.split(command) or [""]
     if name == "tables":
         args, made, found = tables.requested(words)
@@ -39,7 +44,8 @@ def render(command: str, check: bool) -> str:
         pieces = []
         for table in made:
             path = args.out / f"{table.name}.png"
-            pieces.append(f"![{table.title}]({path.as_posix()})\n")
+            link = Path(os.path.relpath(path, folder)).as_posix()
+            pieces.append(f"![{table.title}]({link})\n")
             if path.is_file() and figures.digest(table).encode() in path.read_bytes():
                 continue
             if check:
@@ -56,35 +62,44 @@ def render(command: str, check: bool) -> str:
     raise UserError(f"{name!r} is no command; choose from {', '.join(COMMANDS)}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Write the blocks, or check them: exit code 1 if one differs."""
-    parser = cli.OneLineParser(__doc__)
-    add = parser.add_argument
-    add("file", nargs="?", type=Path, default=Path("RESULTS.md"), help="Markdown file")
-    add("--check", action="store_true", help="write nothing; fail if a block or figure differs")
-    args = parser.parse_args(argv)
-    if not args.file.is_file():
-        raise UserError(f"{args.file}: no such file; give a Markdown file with generated blocks")
-    text, differ = args.file.read_text(encoding="utf-8", errors="replace"), []
-    if "\ufffd" in text:
-        raise UserError(f"{args.file}: not UTF-8; give a Markdown file in UTF-8")
-    if text.count(BEGIN) != len(BLOCK.findall(text)):
-        raise UserError(f"{args.file}: a line {BEGIN}... --> has no {END} after it; add that line")
+def renew(page: Path, check: bool) -> list[str]:
+    """Write the blocks of a Markdown file unless `check`; return those that differed.
 
-    def renew(block: re.Match[str]) -> str:
-        where = f"{args.file}, line {text.count(chr(10), 0, block.start()) + 1}"
+    Raises UserError for another file and for a block that cannot be made.
+    """
+    if not page.is_file():
+        raise UserError(f"{page}: no such file; give a Markdown file with generated blocks")
+    text, differ = page.read_text(encoding="utf-8", errors="replace"), []
+    if "\ufffd" in text:
+        raise UserError(f"{page}: not UTF-8; give a Markdown file in UTF-8")
+    if text.count(BEGIN) != len(BLOCK.findall(text)):
+        raise UserError(f"{page}: a line {BEGIN}... --> has no {END} after it; add that line")
+
+    def replacement(block: re.Match[str]) -> str:
+        where = f"{page}, line {text.count(chr(10), 0, block.start()) + 1}"
         try:
-            content = render(block[2], args.check) + "\n"  # a table ends with an empty line
+            content = render(block[2], page.parent, check) + "\n"  # a table ends with an empty line
         except (UserError, ValueError, FileNotFoundError) as error:  # also wrong quotes, no UTF-8
             raise UserError(f"{where}: {error}") from error
         if content != block[3]:
             differ.append(f"{where}: {block[2]}")
         return block[1] + content
 
-    with contextlib.chdir(args.file.resolve().parent):
-        renewed = BLOCK.sub(renew, text)
-    if not args.check and differ:
-        files.write_text(args.file, renewed)
+    renewed = BLOCK.sub(replacement, text)
+    if differ and not check:
+        files.write_text(page, renewed)
+    return differ
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the blocks, or check them: exit code 1 if one differs."""
+    parser = cli.OneLineParser(__doc__)
+    add = parser.add_argument
+    text = f"Markdown files (default: {', '.join(PAGES)})"
+    add("pages", nargs="*", type=Path, default=list(map(Path, PAGES)), metavar="FILE", help=text)
+    add("--check", action="store_true", help="write nothing; fail if a block or figure differs")
+    args = parser.parse_args(argv)
+    differ = [where for page in args.pages for where in renew(page, args.check)]
     for where in differ:
         print(where, "differs from its rows" if args.check else "written", file=sys.stderr)
     return int(args.check and bool(differ))

@@ -50,7 +50,11 @@ BATCH_FLAGS = ("per_gpu_train_batch_size", "gradient_accumulation_steps", "proce
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean and sample standard deviation (None for one seed) over `n` seeds, in percent points."""
+    """Mean and sample standard deviation (None for one seed) over `n` seeds, in percent points.
+
+    The mean is nan, without a deviation, if the score of a seed is not defined: the correlation of
+    a network that predicts one value for every row.
+    """
 
     mean: float
     std: float | None
@@ -63,14 +67,17 @@ class Cell:
         """Return the cell of some scores, None without any."""
         if not scores:
             return None
-        std = float(np.std(scores, ddof=1)) if len(scores) > 1 else None
-        return cls(float(np.mean(scores)), std, len(scores), from_rounds)
+        mean = float(np.mean(scores))
+        has_std = len(scores) > 1 and not math.isnan(mean)
+        std = float(np.std(scores, ddof=1)) if has_std else None
+        return cls(mean, std, len(scores), from_rounds)
 
 
 class Results:
     """The final rows below one folder, and notices about rows that are left out.
 
-    `rows` has the columns KEY, recipe, score (percent points), where (file and line), folder, step.
+    `rows` has the columns KEY, recipe, score (percent points, nan if it is not defined), where
+    (file and line), folder, step.
     """
 
     def __init__(self, rows: pd.DataFrame, notices: list[str]) -> None:
@@ -151,9 +158,6 @@ def read(folder: Path, as_released: bool = False) -> Results:
         notices += problems
         for number, record in records:
             where = f"{path}, line {number}"
-            if record.score is None:
-                notices.append(f"{where}: 'score' is None; left out")
-                continue
             if record.mask_info and record.mask_info.mask_sha256 not in (None, record.mask_sha256):
                 notices.append(f"{where}: 'mask_info' describes another mask; left out")
                 continue
@@ -184,13 +188,14 @@ def describe(record: EvaluationRecord) -> dict[str, Any]:
         rewind = "none" if args.get("no_rewind") else "theta_i"
         mask = Origin(rewind=rewind, rewind_fraction=later, as_released=args.get("as_released"))
     init_rewinding = None if init.rewind_fraction is None else rewinding_label(init)
+    score = math.nan if record.score is None else float(record.score)
     return {
         **{"task": record.task, "method": record.method, "seed": record.seed, "init": record.init},
         **{"init_task": init.task, "init_rewinding": init_rewinding, "init_seed": init.seed},
         **{"source": source, "source_task": mask.task, "source_seed": source_seed},
         "shuffled_from": mask.shuffled_from,
         **{"rewinding": rewinding_label(mask), "as_released": bool(mask.as_released)},
-        **{"percent": round(100 * record.sparsity, 1), "score": float(record.score or 0.0)},
+        **{"percent": round(100 * record.sparsity, 1), "score": score},
         "recipe": _recipe(record),
     }
 

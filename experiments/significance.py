@@ -201,7 +201,7 @@ def _networks(found: Results, task: str, percent: float) -> dict[tuple[str, int]
     read: list[tuple[str, Any, Path, Outcomes]] = []
     for kind in KINDS:
         rows = found.averaged(task, kind, 0.0 if kind == FULL else percent)
-        for row in rows.to_dict("records"):
+        for row in rows.dropna(subset="score").to_dict("records"):
             prefix = "" if row["method"] == "train" else row["step"]
             path = row["folder"] / files.OUTCOMES.format(prefix=prefix)
             try:

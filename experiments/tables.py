@@ -69,7 +69,7 @@ def build(
 
 def write(tables: list[Table], notices: list[str], out: Path) -> str:
     """Write NAME.md, NAME.csv and NAME.tex of each table, and tables.md; return that Markdown."""
-    pieces = [f"{LEGEND}; {markup.DASH}: no run.\n"]
+    pieces = [f"{LEGEND}; {markup.DASH}: no run; nan: a seed's score is not defined.\n"]
     for table in tables:
         pieces.append(markup.markdown(table))
         files.write_text(out / f"{table.name}.md", pieces[-1])

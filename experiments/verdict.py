@@ -3,6 +3,7 @@
 if __name__ == "__main__":
     import _root  # noqa: F401
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,8 @@ def claims(
         if control is not None:
             behind = full.mean - control.mean
             claim = f"{MARGIN:g} points or more below {score} ({behind:.1f})"
-            yield behind >= MARGIN, f"{kind}, {_shown(control)}: {claim}"
+            verdict = None if math.isnan(behind) else behind >= MARGIN
+            yield verdict, f"{kind}, {_shown(control)}: {claim}"
     control = found.cell(task, SHUFFLED, percent)
     if ticket is not None and control is not None:
         lead = ticket.mean - control.mean

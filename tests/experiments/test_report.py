@@ -1,4 +1,4 @@
-"""The generated blocks of RESULTS.md: they match their rows, and one that does not is named."""
+"""The generated blocks of the results: they match their rows, and one that does not is named."""
 
 import os
 import re
@@ -30,8 +30,9 @@ def ticket(seed: int) -> dict:
 
 
 @pytest.fixture
-def page(tmp_path) -> Path:
-    """A Markdown file with two empty blocks, and the rows of its study."""
+def page(tmp_path, monkeypatch) -> Path:
+    """A Markdown file with two empty blocks, and the rows of its study in the current folder."""
+    monkeypatch.chdir(tmp_path)
     rows = trainings("rte", [60.0, 62.0]) + trainings("rte", [58.0, 59.0], ticket)
     write_rows(tmp_path / "study" / "run", rows)
     path = tmp_path / "PAGE.md"
@@ -39,8 +40,19 @@ def page(tmp_path) -> Path:
     return path
 
 
-def test_every_block_of_the_results_matches_its_rows(capsys):
-    assert report.main([str(ROOT / "RESULTS.md"), "--check"]) == 0, capsys.readouterr().err
+def test_every_block_of_the_results_matches_its_rows(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert report.main(["--check"]) == 0, capsys.readouterr().err
+
+
+@needs_matplotlib
+def test_links_to_figures_are_relative_to_their_page(page):
+    below = page.parent / "docs" / "BELOW.md"
+    below.parent.mkdir()
+    below.write_text(BLOCKS, encoding="utf-8")
+    assert report.main([str(page), str(below)]) == 0
+    assert "![Score against sparsity](pictures/figure_sparsity.png)" in page.read_text()
+    assert "![Score against sparsity](../pictures/figure_sparsity.png)" in below.read_text()
 
 
 @needs_matplotlib
@@ -67,13 +79,13 @@ def test_a_number_or_a_row_that_changes_is_found_and_named(page, monkeypatch, ca
     picture = (page.parent / "pictures" / "figure_sparsity.png").read_bytes()
     path = page.parent / "study" / "run" / "results.jsonl"
     path.write_text(path.read_text().replace("59.0", "59.25"))
-    monkeypatch.setattr(figures, "INSTALLED", False)
     capsys.readouterr()
-    assert report.main([str(page), "--check"]) == 1, "a check draws nothing"
-    assert "figures study" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"line .*matplotlib is not installed"):
-        report.main([str(page)])
-    monkeypatch.undo()
+    with monkeypatch.context() as without:
+        without.setattr(figures, "INSTALLED", False)
+        assert report.main([str(page), "--check"]) == 1, "a check draws nothing"
+        assert "figures study" in capsys.readouterr().err
+        with pytest.raises(UserError, match=r"line .*matplotlib is not installed"):
+            report.main([str(page)])
     report.main([str(page)])
     assert (page.parent / "pictures" / "figure_sparsity.png").read_bytes() != picture
 

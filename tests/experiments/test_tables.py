@@ -380,6 +380,22 @@ def test_nan_scores_are_reported_and_left_out(tmp_path):
     assert shown(table, "IMP f(x, m_IMP, theta_0)", "STS-B") == "87.0 (1)"
 
 
+def test_an_undefined_score_of_one_seed_makes_the_mean_undefined(tmp_path):
+    omp = mask_info(None, 0.5, 42, method="omp") | {"weight": "pre"}
+    rows = trainings("sts-b", [88.0, 89.0])
+    rows += trainings("sts-b", [87.0, None], lambda seed: mask_info("sts-b", 0.5, seed))
+    rows += trainings("sts-b", [None], lambda seed: omp)
+    write_rows(tmp_path, rows)
+    found = results.read(tmp_path)
+    assert not found.notices
+    table = builders.table2(found, layout("sts-b"))
+    assert shown(table, "IMP f(x, m_IMP, theta_0)", "STS-B") == "nan (2)", "not 87.0 (1)"
+    assert shown(table, "one-shot f(x, m_OMP, theta_0)", "STS-B") == "nan (1)"
+    assert shown(table, "IMP wins by the full network's deviation", "STS-B") == "no"
+    transfer = builders.figure2(found, layout("sts-b"))
+    assert shown(transfer, "OMP of theta_0", "STS-B") == "nan (1)"
+
+
 def test_a_mask_without_sparsity_stops_no_table(stsb):
     save_mask(stsb / "mask", small_mask(0.7, 1), mask_info("sts-b", 0.7, 1))
     path = stsb / "mask" / "mask.pt.json"

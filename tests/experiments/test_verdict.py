@@ -42,6 +42,7 @@ def claim(capsys, folder, word):
         ([78.0, 80.0, 82.0], "NOT shown", "1.0"),
         ([81.0, 82.0, 83.0], "NOT shown", "-1.0"),
         ([60.0], "cannot tell", "21.0"),  # no deviation
+        ([60.0, None, 61.0], "cannot tell", "nan"),  # a correlation that is not defined
     ],
 )
 def test_a_ticket_is_more_than_its_sparsities_by_more_than_both_deviations(
