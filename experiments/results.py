@@ -123,7 +123,7 @@ class Results:
         """
         rows = self.rows[self.rows["task"].isin(tasks) & (self.rows["source"] != "")]
         if own:
-            rows = rows[(rows["source"] != "imp") | (rows["source_task"] == rows["task"])]
+            rows = rows[~rows["source"].isin(OF_IMP) | (rows["source_task"] == rows["task"])]
         trained = rows["method"] == "train"
         return most_common(rows["percent"][trained | ~trained.any()], default)
 
