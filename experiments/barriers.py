@@ -110,8 +110,7 @@ def table(lines: list[Line], found: Results, layout: Layout) -> Table:
             kind, percent = group[0].kind, group[0].percent
             score = found.cell(task, kind, percent) if kind in results.KINDS else None
             wins = builders.wins(score, found.full(task), "full") if percent else None
-            stable = None if error is None else error.mean < STABLE
-            values = [loss, error, _verdict(stable), score, _verdict(wins)]
+            values = [loss, error, _verdict(stable(error)), score, _verdict(wins)]
             made.add(f"{paper.NAMES[task]}, {label}", values)
     made.notes.append(
         f"Stable: a barrier in error (100 minus the score) below {STABLE:g} points, as in Frankle "
@@ -121,8 +120,13 @@ def table(lines: list[Line], found: Results, layout: Layout) -> Table:
 
 
 def mean(lines: list[Line], measure: str) -> Cell | None:
-    """Return the mean barrier of those lines that have one."""
-    return Cell.of([b for b in (line.barrier(measure) for line in lines) if math.isfinite(b)])
+    """Return the mean barrier of some lines, nan if a score on one of them is undefined."""
+    return Cell.of([line.barrier(measure) for line in lines])
+
+
+def stable(error: Cell | None) -> bool | None:
+    """Return whether a mean barrier in error is below STABLE, None if it is not known."""
+    return None if error is None or math.isnan(error.mean) else error.mean < STABLE
 
 
 def _verdict(value: bool | None) -> str | None:

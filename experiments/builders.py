@@ -33,12 +33,10 @@ Cells = dict[str, Cell | None]  # by task
 def wins(ticket: Cell | None, full: Cell | None, rule: str) -> bool | None:
     """Return whether `ticket` wins by one of RULES, None if a mean or deviation is missing.
 
-    A ticket without a defined score does not win.
+    A ticket with an undefined score does not win.
     """
     if ticket is None or full is None or math.isnan(full.mean):
         return None
-    if math.isnan(ticket.mean):
-        return False
     slack = {"full": full.std, "ticket": ticket.std, "strict": 0.0}[rule]
     return None if slack is None else ticket.mean + slack >= full.mean - EPSILON
 
@@ -165,7 +163,11 @@ def _transfers(found: Results, layout: Layout, kind: str, **wanted: Any) -> Cell
     cells: Cells = {}
     for task in layout.tasks:
         full, cell = found.full(task), found.cell(task, kind, **wanted)
-        cells[task] = replace(cell, mean=cell.mean - full.mean) if cell and full else None
+        if not cell or not full:
+            cells[task] = None
+        else:
+            std = None if math.isnan(full.mean) else cell.std
+            cells[task] = replace(cell, mean=cell.mean - full.mean, std=std)
     return cells
 
 

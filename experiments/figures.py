@@ -129,7 +129,7 @@ def sparsities(found: Results, tasks: tuple[str, ...]) -> Figure:
     figure, panels = _subplots(rows, columns, min(WIDTH, 2.6 * columns + 0.4), 0.5 + 2.0 * rows)
     for axes, task in zip(panels, measured, strict=False):
         full = found.full(task)
-        if full:
+        if full and not math.isnan(full.mean):
             axes.axhline(full.mean, color=BLACK, linewidth=0.8, label="full network")
         if full and full.std is not None:
             low, high = full.mean - full.std, full.mean + full.std
@@ -148,9 +148,8 @@ def _curves(axes: Axes, lines: Lines, unit: float = 1.0) -> None:
     """Draw mean and deviation, divided by `unit`, against x, if there is data."""
     for (label, points), style in zip(lines.items(), itertools.cycle(STYLES), strict=False):
         cells = {x: cell for x, cell in points.items() if isinstance(cell, Cell)}
-        cells = {x: cell for x, cell in cells.items() if not math.isnan(cell.mean)}
-        if cells:
-            means = [cell.mean / unit for cell in cells.values()]
+        means = [cell.mean / unit for cell in cells.values()]
+        if not all(map(math.isnan, means)):  # an undefined score is a gap in the line
             spread = [(cell.std or 0.0) / unit for cell in cells.values()]
             look: dict[str, Any] = dict(zip(("color", "marker", "linestyle"), style, strict=True))
             look |= {"linewidth": 1.1, "elinewidth": 0.7, "capsize": 1.5}

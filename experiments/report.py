@@ -23,7 +23,7 @@ from utils.errors import UserError
 BEGIN, END = "<!-- generated: ", "<!-- end -->"
 BLOCK = re.compile(rf"({BEGIN}(.+) -->\n)((?:(?!<!-- ).*\n)*)(?={END})")
 COMMANDS = ("tables", "figures", "verdict", "text")
-PAGES = ("RESULTS.md", "docs/results/README.md")
+PAGES = ["RESULTS.md", "docs/results/README.md"]
 
 
 def render(command: str, folder: Path, check: bool) -> str:
@@ -68,7 +68,7 @@ def renew(page: Path, check: bool) -> list[str]:
     Raises UserError for another file and for a block that cannot be made.
     """
     if not page.is_file():
-        raise UserError(f"{page}: no such file; give a Markdown file with generated blocks")
+        raise UserError(f"{page}: no such file; give one, or run this from the repository's root")
     text, differ = page.read_text(encoding="utf-8", errors="replace"), []
     if "\ufffd" in text:
         raise UserError(f"{page}: not UTF-8; give a Markdown file in UTF-8")
@@ -95,14 +95,15 @@ def main(argv: list[str] | None = None) -> int:
     """Write the blocks, or check them: exit code 1 if one differs."""
     parser = cli.OneLineParser(__doc__)
     add = parser.add_argument
-    text = f"Markdown files (default: {', '.join(PAGES)})"
-    add("pages", nargs="*", type=Path, default=list(map(Path, PAGES)), metavar="FILE", help=text)
+    add("pages", nargs="*", default=PAGES, metavar="FILE", help="Markdown files")
     add("--check", action="store_true", help="write nothing; fail if a block or figure differs")
     args = parser.parse_args(argv)
-    differ = [where for page in args.pages for where in renew(page, args.check)]
-    for where in differ:
-        print(where, "differs from its rows" if args.check else "written", file=sys.stderr)
-    return int(args.check and bool(differ))
+    differ = 0
+    for page in map(Path, args.pages):
+        for where in renew(page, args.check):
+            print(where, "differs from its rows" if args.check else "written", file=sys.stderr)
+            differ += 1
+    return int(args.check and differ > 0)
 
 
 if __name__ == "__main__":

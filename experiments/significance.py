@@ -197,11 +197,14 @@ def compare_ticket(networks: dict[tuple[str, int], list[Outcomes]]) -> dict[str,
 
 
 def _networks(found: Results, task: str, percent: float) -> dict[tuple[str, int], list[Outcomes]]:
-    """Read the outcomes of the networks of Table 2; files that do not fit give a notice."""
+    """Read the outcomes of the networks of Table 2; files that do not fit give a notice.
+
+    Kinds whose mean is undefined are left out.
+    """
     read: list[tuple[str, Any, Path, Outcomes]] = []
     for kind in KINDS:
         rows = found.averaged(task, kind, 0.0 if kind == FULL else percent)
-        for row in rows.dropna(subset="score").to_dict("records"):
+        for row in rows.to_dict("records") if rows["score"].notna().all() else ():
             prefix = "" if row["method"] == "train" else row["step"]
             path = row["folder"] / files.OUTCOMES.format(prefix=prefix)
             try:

@@ -52,7 +52,8 @@ def claims(
         claim = "the IMP ticket is within one standard deviation exactly if it is stable"
         height = f"barrier of {error.mean:.1f} points in error, {loss.mean:.4f} in loss"
         matches = builders.wins(ticket, full, "full")
-        verdict = None if matches is None else matches == (error.mean < STABLE)
+        stable = barriers.stable(error)
+        verdict = None if None in (matches, stable) else matches == stable
         yield verdict, f"{claim}: {height} between two data orders (stable: below {STABLE:g}; ours)"
 
 

@@ -78,6 +78,16 @@ def test_the_table_has_mean_barriers_beside_the_verdicts(tmp_path):
     assert found["RTE, IMP, 50 %"][1:] == ["7.50 ± 0.71 (2)", "no", "51.00 ± 1.41 (2)", "no"]
 
 
+def test_a_line_with_an_undefined_score_gives_no_verdict(tmp_path):
+    write_rows(tmp_path / "runs", trainings("rte", [60.0, 62.0]))
+    write_line(tmp_path / "one", [60.0, 59.0, 60.0], 0.0)
+    write_line(tmp_path / "two", [60.0, 58.0, 60.0], 0.0, seed=2)
+    path = tmp_path / "two" / "connectivity.jsonl"
+    path.write_text(path.read_text().replace('"score": 58.0', '"score": null'))
+    found = table(tmp_path)["RTE, full network"]
+    assert found[1:3] == ["nan (2)", "-"], "not the mean of the other line"
+
+
 def test_lines_of_different_recipes_are_refused_and_other_files_left_out(tmp_path):
     write_rows(tmp_path / "runs", trainings("rte", [60.0, 62.0]))
     write_rows(tmp_path / "other", trainings("rte", [60.0]), name="connectivity.jsonl")

@@ -1,5 +1,7 @@
 """Intervals and tests over examples and seeds, against analytic cases and simulations."""
 
+import re
+
 import numpy as np
 import pytest
 from results_tree import mask_info, trainings, write_rows
@@ -249,3 +251,15 @@ def test_a_foreign_first_file_and_one_without_a_score_do_not_remove_the_others(t
     made, found = tables.build(folder, Layout(("sst-2",)), ["table2"], statistics=True)
     assert len(found.notices) == 3 and all("full" in notice for notice in found.notices)
     assert "IMP minus full network" not in dict(made[0].rows)  # one seed in common
+
+
+def test_a_network_with_an_undefined_score_is_not_compared(tmp_path):
+    folder = tree(
+        tmp_path, {"full": (None, [450, 452, 451, 453]), "imp": (ticket, [449, 451, 452, 450])}
+    )
+    path = folder / "full" / "2" / "results.jsonl"
+    path.write_text(re.sub(r'"score": [\d.]+', '"score": null', path.read_text()))
+    made, found = tables.build(folder, Layout(("sst-2",)), ["table2"], statistics=True)
+    rows = dict(made[0].rows)
+    assert show(rows["full network f(x, theta_0)"][0], 1) == "nan (4)"
+    assert "IMP minus full network" not in rows and not found.notices

@@ -394,6 +394,7 @@ def test_an_undefined_score_of_one_seed_makes_the_mean_undefined(tmp_path):
     assert shown(table, "IMP wins by the full network's deviation", "STS-B") == "no"
     transfer = builders.figure2(found, layout("sts-b"))
     assert shown(transfer, "OMP of theta_0", "STS-B") == "nan (1)"
+    assert builders.sparsest(found, "sts-b", "ticket") is None, "no deviation, no verdict"
 
 
 def test_a_mask_without_sparsity_stops_no_table(stsb):

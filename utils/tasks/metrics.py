@@ -5,17 +5,15 @@ import warnings
 
 import numpy as np
 
-from utils.data.glue import Metric
-
 
 def glue_metrics(
-    metric: Metric, predictions: np.ndarray, labels: np.ndarray, with_f1: bool = False
+    metric: str, predictions: np.ndarray, labels: np.ndarray, with_f1: bool = False
 ) -> dict[str, float]:
     """Return the metrics of a GLUE task (Table 1) as fractions, under the released code's keys.
 
-    metric: the one of the paper's tables; predictions, labels: [n], class numbers, or scores for
-    "pearson". As in the released code, correlations of constant or single values are nan; F1 and
-    Matthews correlation are 0.0 if there is one class only.
+    metric: "acc", "mcc" or "pearson", the one of the paper's tables; predictions, labels: [n],
+    class numbers, or scores for "pearson". As in the released code, correlations of constant or
+    single values are nan; F1 and Matthews correlation are 0.0 if there is one class only.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries warn of constants, as pruned models predict
