@@ -163,11 +163,7 @@ def _transfers(found: Results, layout: Layout, kind: str, **wanted: Any) -> Cell
     cells: Cells = {}
     for task in layout.tasks:
         full, cell = found.full(task), found.cell(task, kind, **wanted)
-        if not cell or not full:
-            cells[task] = None
-        else:
-            std = None if math.isnan(full.mean) else cell.std
-            cells[task] = replace(cell, mean=cell.mean - full.mean, std=std)
+        cells[task] = cell.minus(full) if cell and full else None
     return cells
 
 

@@ -6,7 +6,7 @@ Scores of different recipes (Table 1's settings) are neither averaged nor compar
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,11 @@ class Cell:
         has_std = len(scores) > 1 and not math.isnan(mean)
         std = float(np.std(scores, ddof=1)) if has_std else None
         return cls(mean, std, len(scores), from_rounds)
+
+    def minus(self, baseline: "Cell") -> "Cell":
+        """Return the difference of the means, with the deviation of this cell."""
+        mean = self.mean - baseline.mean
+        return replace(self, mean=mean, std=None if math.isnan(mean) else self.std)
 
 
 class Results:

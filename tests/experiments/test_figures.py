@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -183,6 +184,15 @@ def test_the_command_writes_png_and_pdf(tree, tmp_path):
     for path in tmp_path.glob("*.png"):
         pixels = matplotlib.image.imread(path)
         assert pixels.shape[1] >= 500 and pixels.std() > 0.02
+
+
+def test_one_figure_needs_only_its_own_data(tree, tmp_path):
+    shutil.copytree(tree, folder := tmp_path / "tree")
+    (folder / "overlaps.jsonl").write_text("corrupt")
+    figures.main([str(folder), "--out", str(tmp_path), "--only", "figure2"])
+    assert {path.name for path in tmp_path.iterdir()} == {"tree", "figure2.png", "figure2.pdf"}
+    with pytest.raises(UserError, match=r"overlaps\.jsonl, line 1: corrupt"):
+        figures.main([str(folder), "--out", str(tmp_path), "--only", "sparsity_profile"])
 
 
 def test_without_matplotlib_the_error_names_the_remedy(tree, monkeypatch):

@@ -395,6 +395,10 @@ def test_an_undefined_score_of_one_seed_makes_the_mean_undefined(tmp_path):
     transfer = builders.figure2(found, layout("sts-b"))
     assert shown(transfer, "OMP of theta_0", "STS-B") == "nan (1)"
     assert builders.sparsest(found, "sts-b", "ticket") is None, "no deviation, no verdict"
+    rows = trainings("rte", [None]) + trainings("rte", [50.0, 60.0], lambda _: omp)
+    write_rows(tmp_path, rows)
+    transfer = builders.figure2(results.read(tmp_path), layout("rte"))
+    assert shown(transfer, "OMP of theta_0", "RTE") == "nan (2)", "no deviation"
 
 
 def test_a_mask_without_sparsity_stops_no_table(stsb):
