@@ -14,11 +14,12 @@ from utils.runs.records import read_owner
 COPIED = (files.RESULTS, files.TICKETS, files.CONNECTIVITY, "predictions_*.npz")
 
 
-def collect(runs: Path, study: Path) -> None:
+def collect(runs: Path, study: Path, add: bool = False) -> None:
     """Replace `study` by copies from the finished runs below `runs`, each in its own folder.
 
-    Masks are replaced by their overlaps, at the sparsities of trainings. Raises UserError if no
-    run is finished, or `study` holds other files.
+    Masks are replaced by their overlaps, at the sparsities of trainings. With `add`, `study` keeps
+    the runs and overlaps of masks that are not below `runs`. Raises UserError if no run is
+    finished, `study` holds other files, or a mask differs from that of `study`.
     """
     if study.resolve().is_relative_to(runs.resolve()):
         raise UserError(f"{study}: inside {runs}; give a folder outside of the runs")
@@ -26,18 +27,17 @@ def collect(runs: Path, study: Path) -> None:
         collected = path != study and any(map(path.match, (*COPIED, files.OVERLAPS)))
         if path.is_file() and not collected:
             raise UserError(f"{path}: not a collected file; move it, or give another study")
-    finished, notices = [], []
-    for path in sorted(runs.rglob(files.RESULTS)):
-        owner = read_owner(path.parent)
-        if owner and owner.finished and not files.moved_aside(path, runs):
-            finished.append(path.parent)
-        else:
-            notices.append(f"{path.parent}: unfinished, or moved aside by another run; left out")
+    notices: list[str] = []
+    finished = _finished(runs, notices)
     if not finished:
         raise UserError(f"{runs}: no finished run below it; give the folder of the output folders")
     lines = [path.parent for path in sorted(runs.rglob(files.CONNECTIVITY))]
     masks = overlap.find(runs, False, notices)
+    if add:
+        masks = overlap.join(masks, overlap.find(study, False, notices))
     with files.atomic_folder(study) as temporary:
+        if add and study.is_dir():
+            shutil.copytree(study, temporary, dirs_exist_ok=True)
         for folder in [*finished, *lines]:
             copy = temporary / folder.relative_to(runs)
             copy.mkdir(parents=True, exist_ok=True)
@@ -51,13 +51,27 @@ def collect(runs: Path, study: Path) -> None:
     print(f"{len(finished)} finished runs copied to {study}")
 
 
+def _finished(runs: Path, notices: list[str]) -> list[Path]:
+    """Return the folders of finished runs, with a notice for each other one."""
+    finished = []
+    for path in sorted(runs.rglob(files.RESULTS)):
+        owner = read_owner(path.parent)
+        if owner and owner.finished and not files.moved_aside(path, runs):
+            finished.append(path.parent)
+        else:
+            notices.append(f"{path.parent}: unfinished, or moved aside by another run; left out")
+    return finished
+
+
 def main(argv: list[str] | None = None) -> None:
     """Collect the runs of a study."""
     parser = cli.OneLineParser(__doc__)
     parser.add_argument("runs", type=Path, help="folder below which the runs are")
     parser.add_argument("study", type=Path, help="folder to replace, such as docs/results/glue")
+    text = "keep what the study has of runs that are gone"
+    parser.add_argument("--add", action="store_true", help=text)
     args = parser.parse_args(argv)
-    collect(args.runs, args.study)
+    collect(args.runs, args.study, args.add)
 
 
 if __name__ == "__main__":

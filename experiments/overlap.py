@@ -6,7 +6,7 @@ if __name__ == "__main__":
 import functools
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, combinations, combinations_with_replacement, product
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,8 @@ CHANCE = "By chance: two random masks with these sparsities in each matrix (expe
 class MaskFile:
     """A mask file; `source` is the task that IMP found it on, or paper.OMP for theta_0 itself.
 
-    If `path` is a file of `store`, `stored` maps digests of other masks to counts of the pair, with
-    this mask as the first.
+    `stored` maps digests of other masks to counts of the pair, with this mask as the first. If
+    `path` is a file of `store`, only these are known.
     """
 
     path: Path
@@ -46,6 +46,20 @@ class MaskFile:
     seed: int | None
     digest: str
     stored: dict[str, pd.DataFrame] = field(default_factory=dict, compare=False)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether `path` is a file of `store`, without the mask."""
+        return self.path.name == files.OVERLAPS
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the mask is stored, or its file holds the mask that its origin describes."""
+        return self.is_stored or bool(_bits(self))
+
+    def can_count(self, other: "MaskFile") -> bool:
+        """Whether the counts of the pair are stored or both masks are in files."""
+        return other.digest in self.stored or not (self.is_stored or other.is_stored)
 
 
 def find(folder: Path, as_released: bool, notices: list[str]) -> list[MaskFile]:
@@ -93,15 +107,34 @@ def _mask_file(origin_path: Path, as_released: bool, notices: list[str]) -> Mask
     return MaskFile(path, str(origin.task), percent, origin.seed, digest) if wanted else None
 
 
+def join(masks: list[MaskFile], earlier: list[MaskFile]) -> list[MaskFile]:
+    """Return the masks of both lists; a mask in both has its file and its stored counts.
+
+    Raises UserError for different masks of one task, sparsity and seed.
+    """
+    joined = {(mask.source, mask.percent, mask.seed): mask for mask in earlier}
+    for mask in (mask for mask in masks if mask.is_usable):
+        key = mask.source, mask.percent, mask.seed
+        same = joined.get(key, mask)
+        if same.digest != mask.digest:
+            which = f"{mask.source}, {mask.percent:g} %, seed {mask.seed}"
+            raise UserError(
+                f"{mask.path}: another mask of {which} than in {same.path}; collect to a new folder"
+            )
+        joined[key] = replace(mask, stored=same.stored | mask.stored)
+    return list(joined.values())
+
+
 def store(masks: list[MaskFile], path: Path) -> None:
-    """Write the counts of each pair, one a row, which `find` reads instead of the masks.
+    """Write the counts of each pair that has them, one a row; `find` reads them.
 
     Without pairs there is no file.
     """
     rows: list[Any] = []
-    for one, other in combinations([mask for mask in masks if _bits(mask)], 2):
+    for one, other in combinations([mask for mask in masks if mask.is_usable], 2):
         related = one.source == other.source or one.seed == other.seed
-        if one.percent == other.percent and (related or paper.OMP in (one.source, other.source)):
+        paired = related or paper.OMP in (one.source, other.source)
+        if one.percent == other.percent and paired and one.can_count(other):
             ends = [[mask.source, mask.seed, mask.digest] for mask in (one, other)]
             rows.append([one.percent, ends, _counts(one, other).to_numpy().tolist()])
     if rows:
@@ -156,7 +189,7 @@ def _first(mask: MaskFile) -> pd.DataFrame:
 
 def _by_seed(masks: list[MaskFile], source: str, percent: float) -> dict[int | None, MaskFile]:
     found = (mask for mask in masks if (mask.source, mask.percent) == (source, percent))
-    return {mask.seed: mask for mask in found if mask.stored or _bits(mask)}
+    return {mask.seed: mask for mask in found if mask.is_usable}
 
 
 def pairs(masks: list[MaskFile], one: str, other: str, percent: float) -> list[pd.DataFrame]:
@@ -172,7 +205,7 @@ def pairs(masks: list[MaskFile], one: str, other: str, percent: float) -> list[p
         found = list(product(a.values(), b.values()))
     else:
         found = [(a[seed], b[seed]) for seed in a if seed in b]
-    return [_counts(x, y) for x, y in found if y.digest in x.stored or not (x.stored or y.stored)]
+    return [_counts(x, y) for x, y in found if x.can_count(y)]
 
 
 def _mean(counts: list[pd.DataFrame], measure: Measure) -> Cell | None:

@@ -12,19 +12,22 @@ from experiments import collect, markup, overlap, tables
 from utils.errors import UserError
 
 
+def finished(folder, task: str, score: float) -> None:
+    """Write a finished run: trainings of `task` of the full network and at 50 %."""
+    rows = trainings(task, [60.0])
+    write_rows(folder, rows + trainings(task, [score], lambda _: mask_info(task, 0.5, 1)))
+    (folder / "run.json").write_text(json.dumps({"arguments": {}, "finished": True}))
+    (folder / "model.safetensors").write_text("large")
+    (folder / "predictions_.npz").write_text("outcomes")
+    (folder / "tickets.json").write_text("{}")
+
+
 @pytest.fixture
 def runs(tmp_path):
     """Two tasks with two masks of 50 and of 70 %, OMP's masks, and trainings at 50 %."""
     folder = tmp_path / "runs"
     for seed, task in enumerate(("rte", "cola")):
-        rows = trainings(task, [60.0]) + trainings(
-            task, [59.0], lambda _, t=task: mask_info(t, 0.5, 1)
-        )
-        write_rows(folder / task, rows)
-        (folder / task / "run.json").write_text(json.dumps({"arguments": {}, "finished": True}))
-        (folder / task / "model.safetensors").write_text("large")
-        (folder / task / "predictions_.npz").write_text("outcomes")
-        (folder / task / "tickets.json").write_text("{}")
+        finished(folder / task, task, 59.0)
         for s in (1, 2):
             for sparsity in (0.5, 0.7):
                 mask = small_mask(sparsity, 10 * seed + s)
@@ -35,7 +38,7 @@ def runs(tmp_path):
 
 def overlaps(folder) -> list[str]:
     masks = overlap.find(folder, False, [])
-    made = overlap.tables(masks, layout("rte", "cola", sparsity=50.0))
+    made = overlap.tables(masks, layout("rte", "cola", "mrpc", sparsity=50.0))
     return [markup.comma_separated(table) for table in made]
 
 
@@ -65,6 +68,59 @@ def test_overlaps_are_kept_at_the_sparsities_of_the_trainings(runs, tmp_path):
     assert overlap.find(tmp_path / "study", True, []) == [], "masks of --as_released are others"
     built, _ = tables.build(tmp_path / "study", layout("rte", "cola"), ["figure_overlap"])
     assert built[0].title.startswith("Overlap of 50 % masks")
+
+
+def test_adding_keeps_the_runs_and_overlaps_of_runs_that_are_gone(runs, tmp_path):
+    study, pairs = tmp_path / "study", tmp_path / "study" / "overlaps.jsonl"
+    collect.main([str(runs), str(study)])
+    rte, lines = content(study / "rte"), pairs.read_text().splitlines()
+    (runs / "rte").rename(tmp_path / "rte")
+    finished(runs / "cola", "cola", 61.0)
+    finished(runs / "mrpc", "mrpc", 70.0)
+    save_mask(runs / "mrpc", small_mask(0.5, 31), mask_info("mrpc", 0.5, 1))
+    collect.main([str(runs), str(study), "--add"])
+    assert content(study / "rte") == rte
+    for task in ("cola", "mrpc"):
+        new = (study / task / "results.jsonl").read_bytes()
+        assert new == (runs / task / "results.jsonl").read_bytes()
+    assert set(lines) < set(pairs.read_text().splitlines())
+    masks = overlap.find(study, False, [])
+    with_mrpc = {t: len(overlap.pairs(masks, "mrpc", t, 50.0)) for t in ("rte", "omp", "cola")}
+    assert with_mrpc == {"rte": 0, "omp": 1, "cola": 1}, "the masks of RTE are gone"
+    (tmp_path / "rte").rename(runs / "rte")
+    collect.main([str(runs), str(study), "--add"])
+    assert overlaps(study) == overlaps(runs)
+
+
+def test_adding_a_broken_mask_loses_no_overlap(runs, tmp_path, capsys):
+    study = tmp_path / "study"
+    collect.main([str(runs), str(study)])
+    before = overlaps(study)
+    mask = runs / "rte" / "1-0.5"
+    shutil.copyfile(mask.with_name("2-0.5") / "mask.pt", mask / "mask.pt")
+    mask.rename(mask.with_name("elsewhere"))
+    collect.main([str(runs), str(study), "--add"])
+    assert "describes another mask" in capsys.readouterr().err
+    assert overlaps(study) == before
+
+
+def test_another_mask_than_that_of_the_study_is_not_added(runs, tmp_path):
+    study = tmp_path / "study"
+    collect.collect(runs, study)
+    before = content(study)
+    save_mask(runs / "rte" / "1-0.5", small_mask(0.5, 77), mask_info("rte", 0.5, 1))
+    with pytest.raises(UserError, match=r"rte/1-0\.5.*another mask of rte, 50 %, seed 1 than in"):
+        collect.collect(runs, study, add=True)
+    assert content(study) == before
+
+
+def test_a_study_without_pairs_of_masks_has_no_overlaps(runs, tmp_path):
+    shutil.rmtree(runs / "omp")
+    for folder in [*runs.glob("cola/?-*"), *runs.glob("rte/2-*")]:
+        shutil.rmtree(folder)
+    collect.collect(runs, tmp_path / "study")
+    assert {p.name for p in (tmp_path / "study").rglob("*.jsonl")} == {"results.jsonl"}
+    assert overlap.find(tmp_path / "study", False, []) == []
 
 
 def test_a_folder_with_other_files_is_not_replaced(runs, tmp_path):
