@@ -25,6 +25,8 @@ TABLE2 = {
     "one-shot": ("one-shot f(x, m_OMP, theta_0)", None),
     "layer-wise one-shot": ("layer-wise one-shot, ours", None),
     "IMP, shuffled within matrices": ("IMP, shuffled within matrices, ours", None),
+    "one-shot encoder, IMP pooler": ("one-shot encoder, IMP pooler, ours", None),
+    "IMP encoder, one-shot pooler": ("IMP encoder, one-shot pooler, ours", None),
     "IMP, noise added": ("IMP, noise added, ours", None),
 }  # kind of subnetwork -> label, row of the paper's Table 2
 Cells = dict[str, Cell | None]  # by task

@@ -27,6 +27,8 @@ KINDS = {  # of networks -> source of the mask, initial weights
     "one-shot": ("omp", "pre"),
     "layer-wise one-shot": ("layerwise", "pre"),  # ours
     "IMP, shuffled within matrices": ("shuffled", "pre"),  # ours
+    "one-shot encoder, IMP pooler": ("omp+imp", "pre"),  # ours; experiments/reproduce/pooler.py
+    "IMP encoder, one-shot pooler": ("imp+omp", "pre"),  # ours
     "random mask": ("random", "pre"),
     "IMP, random weights": ("imp", "rand"),
     "IMP, layers shuffled": ("imp", "layers"),
@@ -38,7 +40,7 @@ KEY = [  # columns that identify a score; see `describe`
     *("task", "method", "seed", "init", "init_task", "init_rewinding", "init_seed", "percent"),
     *("source", "source_task", "source_seed", "shuffled_from", "rewinding", "as_released"),
 ]
-OF_IMP = ("imp", "shuffled")  # sources of masks that IMP found on a task
+OF_IMP = ("imp", "shuffled", "omp+imp", "imp+omp")  # sources of masks that depend on a task
 
 FLAGS = (
     *("model_name_or_path", "config_name", "learning_rate", "warmup_steps", "weight_decay"),

@@ -31,6 +31,20 @@ steps=(CoLA=3207 RTE=622 WNLI=160 MRPC=459 STS-B=720 SST-2=1500)
 glue table2 --seeds 3 --mask_seeds 2 --imp_to 0.7 --sparsity 0.5 --controls all > "$lists/table2-50.list"
 glue table2 --seeds 3 --mask_seeds 2 --imp_to 0.7 --sparsity 0.3 --controls all --shuffles > "$lists/table2-30.list"
 glue figure2 --seeds 1 --imp_to 0.7 --sparsity 0.5 > "$lists/figure2.list"
+joined() {  # NAME ENCODER POOLER: make a mask from two masks, and train it as the ticket $imp in $line
+    mask=$root/masks/$1-$task-seed$seed.pt
+    echo "python -m experiments.reproduce.pooler $2 $3 --output $mask"
+    sed "s#$imp#$mask#; s#pre.imp[^/]*#pre.$1#" <<< "$line"
+}
+{
+    grep "masks/omp-50$" "$lists/table2-50.list"
+    for task in STS-B MRPC; do for seed in 1 2 3; do
+        line=$(grep "/$task[^ ]*/pre.imp-$task[^ ]*/seed$seed " "$lists/table2-50.list")
+        imp=${line#*--mask_dir } && imp=${imp%% *} root=${imp%/"$task"*}
+        joined omp-encoder "$root/masks/omp-50/mask.pt" "$imp"
+        joined omp-pooler "$imp" "$root/masks/omp-50/mask.pt"
+    done; done
+} > "$lists/pooler.list"
 tasks=(STS-B MRPC)
 glue table3 --seeds 1 --imp_to 0.7 --sparsity 0.5 > "$lists/table3.list"
 glue connectivity --seeds 3 --mask_seeds 1 --imp_to 0.7 --sparsities 0 0.3 0.5 0.7 > "$lists/connectivity.list"
