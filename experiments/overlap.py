@@ -152,7 +152,7 @@ def _stored_masks(path: Path) -> Iterable[MaskFile]:
             table = pd.DataFrame(dict(columns)).astype(dict.fromkeys(COLUMNS[2:], int))
             geometry.check(table)
             one, other = (MaskFile(path, s, percent, seed, sha) for s, seed, sha in ends)
-            swapped = table.rename(columns={"first": "second", "second": "first"})
+            swapped = table.rename(columns={"first": "second", "second": "first"})[COLUMNS]
             for own, another, counted in ((one, other, table), (other, one, swapped)):
                 masks.setdefault(own, own).stored[another.digest] = counted
         except (ValueError, TypeError, OverflowError) as error:

@@ -10,6 +10,7 @@ from results_tree import OMP_INFO, mask_info, save_mask, small_mask, trainings, 
 
 from experiments import collect, markup, overlap, tables
 from utils.errors import UserError
+from utils.pruning import mask_files
 
 
 def finished(folder, task: str, score: float) -> None:
@@ -88,8 +89,17 @@ def test_adding_keeps_the_runs_and_overlaps_of_runs_that_are_gone(runs, tmp_path
     with_mrpc = {t: len(overlap.pairs(masks, "mrpc", t, 50.0)) for t in ("rte", "omp", "cola")}
     assert with_mrpc == {"rte": 0, "omp": 1, "cola": 1}, "the masks of RTE are gone"
     (tmp_path / "rte").rename(runs / "rte")
+    pairs.write_text("\n".join(pairs.read_text().splitlines()[::-1]))  # the order has no meaning
     collect.main([str(runs), str(study), "--add"])
     assert overlaps(study) == overlaps(runs)
+    kept = {
+        mask.digest: int(sum(each.sum() for each in mask_files.load(mask.path).values()))
+        for mask in overlap.find(runs, False, [])
+    }
+    for line in pairs.read_text().splitlines():
+        _, ends, counts = json.loads(line)
+        for (*_, digest), column in zip(ends, (4, 5), strict=True):
+            assert sum(row[column] for row in counts) == kept[digest]
 
 
 def test_adding_a_broken_mask_loses_no_overlap(runs, tmp_path, capsys):
