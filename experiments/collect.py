@@ -33,22 +33,28 @@ def collect(runs: Path, study: Path, add: bool = False) -> None:
         raise UserError(f"{runs}: no finished run below it; give the folder of the output folders")
     lines = [path.parent for path in sorted(runs.rglob(files.CONNECTIVITY))]
     masks = overlap.find(runs, False, notices)
-    if add:
-        masks = overlap.join(masks, overlap.find(study, False, notices))
+    earlier = overlap.find(study, False, notices) if add else []
     with files.atomic_folder(study) as temporary:
         if add and study.is_dir():
             shutil.copytree(study, temporary, dirs_exist_ok=True)
-        for folder in [*finished, *lines]:
+        for folder in dict.fromkeys([*finished, *lines]):
             copy = temporary / folder.relative_to(runs)
             copy.mkdir(parents=True, exist_ok=True)
-            for path in (path for name in COPIED for path in folder.glob(name)):
+            for path in _collected(copy):
+                path.unlink()
+            for path in _collected(folder):
                 shutil.copyfile(path, copy / path.name)
         rows = results.read(temporary).rows
         trained = set(rows["percent"][rows["method"] == "train"])
-        overlap.store([m for m in masks if m.percent in trained], temporary / files.OVERLAPS)
+        masks = [mask for mask in masks if mask.percent in trained]
+        overlap.store(overlap.join(masks, earlier), temporary / files.OVERLAPS)
     for notice in notices:
         files.warn(notice)
     print(f"{len(finished)} finished runs copied to {study}")
+
+
+def _collected(folder: Path) -> list[Path]:
+    return [path for name in COPIED for path in folder.glob(name)]
 
 
 def _finished(runs: Path, notices: list[str]) -> list[Path]:

@@ -22,6 +22,8 @@ FOUND_BY = {
     "random": "a random draw",
     "layerwise": "one-shot magnitude pruning of each matrix",
     "shuffled": "a permutation of another mask within each matrix",
+    "omp+imp": "one-shot pruning of the encoder and iterative magnitude pruning of the pooler",
+    "imp+omp": "iterative magnitude pruning of the encoder and one-shot pruning of the pooler",
 }
 REWINDS = {
     "theta_i": "rewinding",

@@ -1,6 +1,5 @@
 """Join the encoder of one mask and the pooler of another, to see which of them makes a ticket."""
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,15 +11,18 @@ from utils.pruning.origin import read_origin
 
 def main() -> None:
     """Write the joined mask and its origin: that of IMP's mask, with both methods."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.OneLineParser(__doc__)
     parser.add_argument("encoder", type=Path, help="mask that gives the encoder")
     parser.add_argument("pooler", type=Path, help="mask that gives the pooler")
     parser.add_argument("--output", type=Path, required=True, help="mask file to write")
     args = parser.parse_args()
     encoder, pooler = mask_files.load(args.encoder), mask_files.load(args.pooler)
+    both = f"{args.encoder}, {args.pooler}"
+    if {k: m.shape for k, m in encoder.items()} != {k: m.shape for k, m in pooler.items()}:
+        raise UserError(f"{both}: masks of different architectures; give masks of one model")
     origins = {o.method: o for path in (args.encoder, args.pooler) if (o := read_origin(path))}
-    if origins.keys() != {"imp", "omp"}:
-        raise UserError(f"{args.encoder}, {args.pooler}: not a mask of IMP and a one-shot mask")
+    if origins.keys() != {"imp", "omp"} or origins["omp"].weight == "rand":
+        raise UserError(f"{both}: not a mask of IMP and a one-shot mask of theta_0")
     joined = {key: (pooler if "pooler" in key else encoder)[key] for key in encoder}
     origin = replace(origins["imp"], method="+".join(map(str, origins)))
     mask_files.save(joined, args.output, origin)

@@ -77,10 +77,12 @@ def test_adding_keeps_the_runs_and_overlaps_of_runs_that_are_gone(runs, tmp_path
     rte, lines = content(study / "rte"), pairs.read_text().splitlines()
     (runs / "rte").rename(tmp_path / "rte")
     finished(runs / "cola", "cola", 61.0)
+    (runs / "cola" / "predictions_.npz").rename(runs / "cola" / "predictions_8.npz")
     finished(runs / "mrpc", "mrpc", 70.0)
     save_mask(runs / "mrpc", small_mask(0.5, 31), mask_info("mrpc", 0.5, 1))
     collect.main([str(runs), str(study), "--add"])
     assert content(study / "rte") == rte
+    assert not (study / "cola" / "predictions_.npz").exists(), "of the run before"
     for task in ("cola", "mrpc"):
         new = (study / task / "results.jsonl").read_bytes()
         assert new == (runs / task / "results.jsonl").read_bytes()
@@ -112,6 +114,13 @@ def test_adding_a_broken_mask_loses_no_overlap(runs, tmp_path, capsys):
     collect.main([str(runs), str(study), "--add"])
     assert "describes another mask" in capsys.readouterr().err
     assert overlaps(study) == before
+
+
+def test_a_mask_that_no_training_uses_is_not_read(runs, tmp_path):
+    (runs / "rte" / "1-0.7" / "mask.pt").write_bytes(b"corrupt")
+    for _ in range(2):
+        collect.main([str(runs), str(tmp_path / "study"), "--add"])
+    assert overlaps(tmp_path / "study") == overlaps(runs)
 
 
 def test_another_mask_than_that_of_the_study_is_not_added(runs, tmp_path):

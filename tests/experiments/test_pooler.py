@@ -30,4 +30,7 @@ def test_the_encoder_of_one_mask_and_the_pooler_of_another(tmp_path):
     assert (origin.method, origin.task, origin.seed) == ("omp+imp", "rte", 2)
     done = join(files[0], files[0], "--output", tmp_path / "other.pt")
     assert done.returncode == 2 and "not a mask of IMP" in done.stderr
+    save_mask(tmp_path / "wide", small_mask(0.5, 2, side=24), mask_info("rte", 0.5, 2))
+    done = join(files[0], tmp_path / "wide" / "mask.pt", "--output", tmp_path / "other.pt")
+    assert done.returncode == 2 and "different architectures" in done.stderr
     assert not (tmp_path / "other.pt").exists()

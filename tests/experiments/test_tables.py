@@ -99,6 +99,18 @@ def test_all_masks_and_weights_that_the_scripts_make_have_a_row_in_table_2():
     assert builders.TABLE2.keys() == set(results.SUBNETWORKS)
 
 
+def test_masks_joined_from_two_have_rows_of_their_own(tmp_path):
+    rows = trainings("rte", [70.0]) + trainings("rte", [69.0], lambda s: mask_info("rte", 0.5, s))
+    for method, score in (("omp+imp", 60.0), ("imp+omp", 50.0)):
+        info = mask_info("rte", 0.5, 1, method=method)
+        rows += trainings("rte", [score], lambda _, info=info: info)
+    write_rows(tmp_path, rows)
+    table = builders.table2(results.read(tmp_path), layout("rte"))
+    assert shown(table, "IMP f(x, m_IMP, theta_0)", "RTE") == "69.0 (1)"
+    assert shown(table, "one-shot encoder, IMP pooler, ours", "RTE") == "60.0 (1)"
+    assert shown(table, "IMP encoder, one-shot pooler, ours", "RTE") == "50.0 (1)"
+
+
 def test_trainings_with_a_data_order_of_their_own_are_in_no_table(stsb):
     before = builders.table2(results.read(stsb), layout("sts-b")).rows
     rows = trainings("sts-b", [1.0, 2.0, 3.0], args={"data_seed": 7})
