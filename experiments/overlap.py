@@ -131,7 +131,8 @@ def store(masks: list[MaskFile], path: Path) -> None:
     Without pairs there is no file.
     """
     rows: list[Any] = []
-    for one, other in combinations([mask for mask in masks if mask.is_usable], 2):
+    ordered = sorted(masks, key=lambda mask: (mask.percent, mask.source, mask.seed or 0))
+    for one, other in combinations([mask for mask in ordered if mask.is_usable], 2):
         related = one.source == other.source or one.seed == other.seed
         paired = related or paper.OMP in (one.source, other.source)
         if one.percent == other.percent and paired and one.can_count(other):

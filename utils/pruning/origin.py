@@ -13,9 +13,7 @@ from utils.errors import UserError
 class Origin:
     """How a mask (`method`) or a set of weights (`mode`) was made; fields may not apply (None)."""
 
-    method: str | None = (
-        None  # "imp", "omp", "random", "layerwise", "shuffled" or joined: "omp+imp"
-    )
+    method: str | None = None  # "imp", "omp", "random", "layerwise", "shuffled"; joined: "omp+imp"
     mode: str | None = None  # of weights: "layers", "elements", "noise", or "rewound" (theta_i)
     task: str | None = None  # on which IMP found it
     seed: int | None = None
