@@ -7,7 +7,7 @@ that the layer-wise sparsities alone explain much of a mask.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,15 +55,22 @@ def count(
     Raises UserError for masks of different architectures.
     """
     ours, theirs = ({key: shape for key, (_, shape) in mask.items()} for mask in (one, other))
-    if ours != theirs:
-        what = " and ".join(map(str, paths))
-        raise UserError(f"{what} are masks of different architectures; give masks of one model")
+    check_shapes(ours, theirs, paths)
     rows = []
     for key, (a, shape) in one.items():
         b = other[key][0]
         kept = [int(np.bitwise_count(each).sum()) for each in (a & b, a, b)]
         rows.append((*part_of(key), math.prod(shape), *kept))
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def check_shapes(
+    one: Mapping[str, tuple[int, ...]], other: Mapping[str, tuple[int, ...]], paths: Iterable[Path]
+) -> None:
+    """Raise UserError if the shapes of the matrices of two masks differ."""
+    if one != other:
+        what = " and ".join(map(str, paths))
+        raise UserError(f"{what} are masks of different architectures; give masks of one model")
 
 
 def check(table: pd.DataFrame) -> None:

@@ -48,6 +48,16 @@ class MaskFile:
     stored: dict[str, pd.DataFrame] = field(default_factory=dict, compare=False)
 
     @property
+    def key(self) -> tuple[str, float, int | None]:
+        """Source, sparsity in percent and seed: one mask exists of each."""
+        return self.source, self.percent, self.seed
+
+    @property
+    def label(self) -> str:
+        """`key` in words."""
+        return f"{self.source}, {self.percent:g} %, seed {self.seed}"
+
+    @property
     def is_stored(self) -> bool:
         """Whether `path` is a file of `store`, without the mask."""
         return self.path.name == files.OVERLAPS
@@ -72,18 +82,17 @@ def find(folder: Path, as_released: bool, notices: list[str]) -> list[MaskFile]:
     for path in sorted(folder.rglob(f"*.pt{files.ORIGIN_SUFFIX}")):
         mask = _mask_file(path, as_released, notices)
         if mask and not files.moved_aside(path, folder):
-            groups.setdefault((mask.source, mask.percent, mask.seed), []).append(mask)
+            groups.setdefault(mask.key, []).append(mask)
     for path in [] if as_released else sorted(folder.rglob(files.OVERLAPS)):
         for mask in _stored_masks(path):
-            groups.setdefault((mask.source, mask.percent, mask.seed), []).append(mask)
+            groups.setdefault(mask.key, []).append(mask)
     kept = []
-    for (source, percent, seed), group in groups.items():
+    for group in groups.values():
         if len({mask.digest for mask in group}) == 1:
             kept.append(group[0])
         else:
             paths = ", ".join(str(mask.path) for mask in group)
-            which = f"{source}, {percent:g} %, seed {seed}"
-            notices.append(f"different masks of {which}, all left out: {paths}")
+            notices.append(f"different masks of {group[0].label}, all left out: {paths}")
     return kept
 
 
@@ -108,31 +117,28 @@ def _mask_file(origin_path: Path, as_released: bool, notices: list[str]) -> Mask
 
 
 def join(masks: list[MaskFile], earlier: list[MaskFile]) -> list[MaskFile]:
-    """Return the masks of both lists; a mask in both has its file and its stored counts.
+    """Return the usable masks of both lists; a mask in both has its file and its stored counts.
 
     Raises UserError for different masks of one task, sparsity and seed.
     """
-    joined = {(mask.source, mask.percent, mask.seed): mask for mask in earlier}
+    joined = {mask.key: mask for mask in earlier}
     for mask in (mask for mask in masks if mask.is_usable):
-        key = mask.source, mask.percent, mask.seed
-        same = joined.get(key, mask)
+        same = joined.get(mask.key, mask)
         if same.digest != mask.digest:
-            which = f"{mask.source}, {mask.percent:g} %, seed {mask.seed}"
-            raise UserError(
-                f"{mask.path}: another mask of {which} than in {same.path}; collect to a new folder"
-            )
-        joined[key] = replace(mask, stored=same.stored | mask.stored)
+            problem = f"another mask of {mask.label} than in {same.path}"
+            raise UserError(f"{mask.path}: {problem}; collect to a new folder")
+        joined[mask.key] = replace(mask, stored=same.stored | mask.stored)
     return list(joined.values())
 
 
 def store(masks: list[MaskFile], path: Path) -> None:
-    """Write the counts of each pair that has them, one a row; `find` reads them.
+    """Write the counts of each pair of usable masks that has them, one a row; `find` reads them.
 
     Without pairs there is no file.
     """
     rows: list[Any] = []
     ordered = sorted(masks, key=lambda mask: (mask.percent, mask.source, mask.seed or 0))
-    for one, other in combinations([mask for mask in ordered if mask.is_usable], 2):
+    for one, other in combinations(ordered, 2):
         related = one.source == other.source or one.seed == other.seed
         paired = related or paper.OMP in (one.source, other.source)
         if one.percent == other.percent and paired and one.can_count(other):

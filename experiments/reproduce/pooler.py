@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from experiments import geometry
 from utils import cli
 from utils.errors import UserError
 from utils.pruning import mask_files
@@ -16,13 +17,14 @@ def main() -> None:
     parser.add_argument("pooler", type=Path, help="mask that gives the pooler")
     parser.add_argument("--output", type=Path, required=True, help="mask file to write")
     args = parser.parse_args()
-    encoder, pooler = mask_files.load(args.encoder), mask_files.load(args.pooler)
-    both = f"{args.encoder}, {args.pooler}"
-    if {k: m.shape for k, m in encoder.items()} != {k: m.shape for k, m in pooler.items()}:
-        raise UserError(f"{both}: masks of different architectures; give masks of one model")
-    origins = {o.method: o for path in (args.encoder, args.pooler) if (o := read_origin(path))}
+    paths = args.encoder, args.pooler
+    encoder, pooler = map(mask_files.load, paths)
+    one, other = ({key: tuple(keep.shape) for key, keep in m.items()} for m in (encoder, pooler))
+    geometry.check_shapes(one, other, paths)
+    origins = {origin.method: origin for path in paths if (origin := read_origin(path))}
     if origins.keys() != {"imp", "omp"} or origins["omp"].weight == "rand":
-        raise UserError(f"{both}: not a mask of IMP and a one-shot mask of theta_0")
+        what = " and ".join(map(str, paths))
+        raise UserError(f"{what} are not a mask of IMP and a one-shot mask of theta_0")
     joined = {key: (pooler if "pooler" in key else encoder)[key] for key in encoder}
     origin = replace(origins["imp"], method="+".join(map(str, origins)))
     mask_files.save(joined, args.output, origin)

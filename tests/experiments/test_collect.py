@@ -93,8 +93,8 @@ def test_adding_keeps_the_runs_and_overlaps_of_runs_that_are_gone(runs, tmp_path
     (tmp_path / "rte").rename(runs / "rte")
     pairs.write_text("\n".join(pairs.read_text().splitlines()[::-1]))  # the order has no meaning
     collect.main([str(runs), str(study), "--add"])
-    collect.main([str(runs), str(tmp_path / "anew")])
-    assert content(study) == content(tmp_path / "anew")
+    collect.main([str(runs), str(tmp_path / "whole")])
+    assert content(study) == content(tmp_path / "whole")
     kept = {
         mask.digest: int(sum(each.sum() for each in mask_files.load(mask.path).values()))
         for mask in overlap.find(runs, False, [])
